@@ -1,0 +1,1 @@
+"""Generated from partsum.proto beside it by protos/generate.sh."""

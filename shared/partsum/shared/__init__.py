@@ -1,0 +1,1 @@
+"""What the coordinator and the node both need, and nothing else."""
