@@ -1,0 +1,141 @@
+"""What coordinator and node say to each other, as plain frozen values.
+
+`wire` turns them into protobuf and back; nothing else knows both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from partsum.shared.part import Part
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Bytes by name: the name is their digest (xxh3-128, 32 hex digits)."""
+
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class NodeProfile:
+    """What a node is and can do. ``memory_bytes`` is what the device has free for training."""
+
+    device: str  # "cuda:0 NVIDIA H100", "cpu"
+    memory_bytes: int
+    gflops: float  # measured float32 matrix products, 10^9 a second
+    task_digest: str
+    data_digest: str  # empty: this node has no copy of the data set
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """The task that a run trains: its name and the options of its function."""
+
+    name: str
+    options: Mapping[str, int | float | str | bool | list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How an assignment is trained; see TrainingConfig for each field's meaning."""
+
+    batch_size: int
+    learning_rate: float
+    width_lr_power: float
+    weight_decay: float
+    betas: tuple[float, float]
+    gradient_clip: float
+    warmup: float
+    precision: Literal["float32", "bfloat16"]
+    aggregate: Literal["weights", "gradients"]
+    deterministic: bool
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One part of one round, for one node.
+
+    ``first_sample`` and ``num_samples`` count samples of an endless shuffled walk over the
+    cluster, so that rounds continue each other's epochs. ``progress`` is where on the run's
+    learning-rate schedule the assignment starts and ends, in [0, 1].
+    """
+
+    id: str  # "r3-p1", the part's place in the run
+    round: int
+    part_index: int
+    part: Part
+    seed: int
+    start: Blob | None  # None: initialise from the seed, nothing to download
+    cluster: Blob  # int64 sample indices
+    samples: Blob | None  # the cluster's samples, where the node has no copy
+    first_sample: int
+    num_samples: int
+    progress: tuple[float, float]
+    settings: TrainSettings
+
+
+@dataclass(frozen=True)
+class Update:
+    """What training made of an assignment; the tensors are in the blob."""
+
+    assignment_id: str
+    round: int
+    part_index: int
+    start_digest: str  # of the weights that training started from; empty: from the seed
+    num_samples: int
+    loss: float  # mean training loss over the assignment
+    train_seconds: float
+    samples_per_second: float
+    peak_memory_bytes: int
+    blob: Blob
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an assignment is."""
+
+    assignment_id: str
+    samples_done: int
+    loss: float
+    samples_per_second: float
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """One node as an operator sees it."""
+
+    name: str
+    state: Literal["loading", "idle", "receiving", "training", "sending", "gone", "benched"]
+    device: str
+    part_index: int  # -1: none
+    progress: float  # of its assignment, in [0, 1]
+    loss: float
+    samples_per_second: float
+    bytes_sent: int  # coordinator to node
+    bytes_received: int  # node to coordinator
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """The run as an operator sees it."""
+
+    run: str
+    phase: Literal["waiting", "parts", "handoff", "finished", "stopped", "failed"]
+    reason: str  # what it waits for, in a sentence
+    round: int
+    rounds: int
+    parts_in: int
+    parts: int
+    loss: float  # of the base, on validation data; nan: not evaluated yet
+    accuracy: float
+    handoff_step: int
+    handoff_steps: int
+    elapsed_seconds: float
+    bytes_sent: int
+    bytes_received: int
+    nodes: tuple[NodeStatus, ...]
+    folder: str

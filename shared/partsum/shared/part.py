@@ -1,0 +1,151 @@
+"""Parts, and how one is cut from a base: the same index map serves `cut` and the merge."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from partsum.shared.width import Widths
+
+IndexMap = Mapping[str, Mapping[int, Tensor]]
+"""Tensor name -> dimension -> kept indices (int64). A tensor that is not named is kept whole."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """For each width group that is cut, the sorted units that are kept.
+
+    A group that is not named is kept whole; the part of no groups is the base itself.
+    """
+
+    units: Mapping[str, tuple[int, ...]]
+
+    def fraction(self, widths: Widths) -> float:
+        """The mean share of units kept over the groups that are cut; 1 for the whole base."""
+        shares = [len(kept) / widths.group(name).units for name, kept in self.units.items()]
+        return sum(shares) / len(shares) if shares else 1.0
+
+
+WHOLE = Part({})
+"""The part that keeps everything."""
+
+
+def index_map(widths: Widths, part: Part) -> dict[str, dict[int, Tensor]]:
+    """Which indices of each tensor the part keeps."""
+    kept: dict[str, dict[int, Tensor]] = {}
+    for group in widths.groups:
+        if group.name in part.units:
+            units = torch.tensor(part.units[group.name], dtype=torch.int64)
+            for slot in group.slots:
+                kept.setdefault(slot.tensor, {})[slot.dim] = slot.index(units)
+    return kept
+
+
+def take(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    """The kept slice of a tensor, contiguous; the tensor itself where nothing is cut."""
+    for dim, index in dims.items():
+        tensor = tensor.index_select(dim, index.to(tensor.device))
+    return tensor
+
+
+def region(tensor: Tensor, dims: Mapping[int, Tensor]) -> tuple[slice | Tensor, ...]:
+    """An index expression for the slice that `take` returns: ``tensor[region(...)]``.
+
+    Consecutive indices become plain slices, which view instead of copying.
+    """
+    found: list[slice | Tensor] = []
+    for dim in range(tensor.dim()):
+        if dim not in dims:
+            found.append(slice(None))
+            continue
+        index = dims[dim]
+        first, last = int(index[0]), int(index[-1])
+        found.append(slice(first, last + 1) if last - first + 1 == len(index) else index)
+    if any(isinstance(index, Tensor) for index in found):
+        return _open_mesh(tensor, dims)
+    return tuple(found)
+
+
+def _open_mesh(tensor: Tensor, dims: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
+    """All dimensions as index tensors that broadcast to the slice's shape."""
+    mesh = []
+    for dim, size in enumerate(tensor.shape):
+        index = dims.get(dim, torch.arange(size))
+        mesh.append(index.view([-1 if d == dim else 1 for d in range(tensor.dim())]))
+    return tuple(mesh)
+
+
+def cut_tensors(
+    tensors: Mapping[str, Tensor], widths: Widths, part: Part
+) -> dict[str, Tensor]:
+    """The part's share of a state dict, under the same names. Shares storage where nothing is cut.
+
+    Scales (see Widths) become 1 where the part is narrower than the base.
+    """
+    kept = index_map(widths, part)
+    cut = {name: take(tensor, kept.get(name, {})) for name, tensor in tensors.items()}
+    if part.units:
+        for name in widths.scales:
+            cut[name] = torch.ones_like(cut[name])
+    return cut
+
+
+def cut_module(model: nn.Module, widths: Widths, part: Part) -> nn.Module:
+    """A smaller dense module that computes the part, with the base's parameter names.
+
+    The base is not changed, and its big tensors are not copied whole. Works on the meta device,
+    where it costs nothing.
+    """
+    kept = index_map(widths, part)
+    memo: dict[int, object] = {}
+    for name, parameter in model.named_parameters():
+        value = take(parameter.detach(), kept.get(name, {})).clone()
+        memo[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
+    for name, buffer in model.named_buffers():
+        value = take(buffer, kept.get(name, {})).clone()
+        memo[id(buffer)] = torch.ones_like(value) if part.units and name in widths.scales else value
+    narrow = copy.deepcopy(model, memo)
+    for module in narrow.modules():
+        _mend(module)
+    for group in widths.groups:
+        if group.name in part.units:
+            for count in group.counts:
+                amount = count.per_unit * len(part.units[group.name])
+                setattr(narrow.get_submodule(count.module), count.attribute, amount)
+    return narrow
+
+
+def _mend(module: nn.Module) -> None:
+    """Let a standard module's own idea of its size follow its tensors."""
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Conv2d):
+        module.out_channels, module.in_channels = module.weight.shape[:2]
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and module.weight is not None:
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None:
+        module.num_features = module.weight.shape[0]
+
+
+def fresh_module(model: nn.Module, seed: int) -> nn.Module:
+    """Initialise a module in place as if newly built, from a seed; returns it.
+
+    Each module that has ``reset_parameters`` is asked to; a model's own ``init_weights()`` has the
+    last word. Same seed, same bytes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        init_weights = getattr(model, "init_weights", None)
+        if callable(init_weights):
+            init_weights()
+    return model
