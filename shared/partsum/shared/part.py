@@ -79,9 +79,7 @@ def _open_mesh(tensor: Tensor, dims: Mapping[int, Tensor]) -> tuple[Tensor, ...]
     return tuple(mesh)
 
 
-def cut_tensors(
-    tensors: Mapping[str, Tensor], widths: Widths, part: Part
-) -> dict[str, Tensor]:
+def cut_tensors(tensors: Mapping[str, Tensor], widths: Widths, part: Part) -> dict[str, Tensor]:
     """The part's share of a state dict, under the same names. Shares storage where nothing is cut.
 
     Scales (see Widths) become 1 where the part is narrower than the base.

@@ -162,9 +162,7 @@ class Axis:
 
     def done(self) -> WidthGroup:
         """The finished group."""
-        return WidthGroup(
-            self.name, self.units, self.depth, tuple(self.slots), tuple(self.counts)
-        )
+        return WidthGroup(self.name, self.units, self.depth, tuple(self.slots), tuple(self.counts))
 
 
 def find_widths(model: nn.Module) -> Widths:
