@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``partsum``; returns the exit code. A user's mistake ends in one message, no traceback."""
+    """Run ``partsum``; returns the exit code. A user's mistake ends in one message."""
     options = build_parser().parse_args(arguments)
     try:
         return int(options.run(options))

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pydantic_core import ErrorDetails
+
 from partsum.shared.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
@@ -254,7 +256,7 @@ def parse_config(text: str, source: str = "run.toml") -> RunConfig:
         raise ConfigError(f"{source} cannot be used:\n  " + "\n  ".join(lines)) from error
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: ErrorDetails) -> str:
     """One pydantic problem as a line for a person."""
     location = [part for part in problem["loc"] if isinstance(part, str) and "[" not in part]
     where = ".".join(location) or "the file"

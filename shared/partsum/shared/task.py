@@ -169,7 +169,7 @@ def evaluate(
     total = num_samples(samples)
     loss_sum = metric_sum = 0.0
     with torch.no_grad():
-        for indices in torch.arange(total).split(batch_size):
+        for indices in torch.split(torch.arange(total), batch_size):
             inputs, targets = (t.to(device) for t in gather(samples, indices))
             predicted = outputs(inputs)
             loss_sum += float(task.loss(predicted, targets)) * len(indices)

@@ -178,7 +178,7 @@ class TensorWriter:
         assert (tensor.dtype, tuple(tensor.shape)) == self._shapes[name], f"{name} has changed"
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         if flat.numel():
-            self._write(memoryview(flat.view(torch.uint8).numpy()))
+            self._write(flat.view(torch.uint8).numpy().data)
         self._written += 1
 
     def commit(self, durable: bool = True) -> str:

@@ -222,8 +222,9 @@ _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 
 def _close_axis(axis: Axis, model: nn.Module, maker: str, reader: str) -> None:
     """Let the axis end at the layer that reads it; a flattened conv map is a block a channel."""
-    width = model.get_submodule(reader).weight.shape[1]
-    assert isinstance(width, int)
+    weight = model.get_submodule(reader).weight
+    assert isinstance(weight, Tensor)
+    width = weight.shape[1]
     if width % axis.units:
         raise WidthError(
             f"layer {reader} reads {width} inputs, which is not a multiple of the "
