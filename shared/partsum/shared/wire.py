@@ -1,0 +1,213 @@
+"""Protobuf to plain values and back: the only converter, and the only place that knows both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal, TypeVar
+
+import xxhash
+
+from partsum.protos.v1 import partsum_pb2 as pb
+from partsum.shared import messages as m
+from partsum.shared.errors import WireError
+from partsum.shared.part import Part
+
+PROTOCOL = 1  # raised when old and new can no longer talk
+
+Name = TypeVar("Name", bound=str)
+
+_DIGEST = re.compile(r"[0-9a-f]{32}")
+_PRECISIONS: dict[Literal["float32", "bfloat16"], pb.Precision.ValueType] = {
+    "float32": pb.PRECISION_FLOAT32,
+    "bfloat16": pb.PRECISION_BFLOAT16,
+}
+_AGGREGATES: dict[Literal["weights", "gradients"], pb.Aggregate.ValueType] = {
+    "weights": pb.AGGREGATE_WEIGHTS,
+    "gradients": pb.AGGREGATE_GRADIENTS,
+}
+
+
+def blob_to_wire(blob: m.Blob) -> pb.Blob:
+    """A Blob as protobuf."""
+    return pb.Blob(digest=blob.digest, size_bytes=blob.size_bytes)
+
+
+def blob_from_wire(blob: pb.Blob) -> m.Blob:
+    """Raises WireError for a digest that is not one: it becomes a file's name."""
+    if not _DIGEST.fullmatch(blob.digest) or blob.size_bytes < 0:
+        raise WireError(f"{blob.digest!r} of {blob.size_bytes} B is not a blob")
+    return m.Blob(blob.digest, blob.size_bytes)
+
+
+def _ranges(units: Iterable[int]) -> pb.UnitRanges:
+    ranges = pb.UnitRanges()
+    for unit in units:
+        if ranges.ends and ranges.ends[-1] == unit:
+            ranges.ends[-1] = unit + 1
+        else:
+            ranges.starts.append(unit)
+            ranges.ends.append(unit + 1)
+    return ranges
+
+
+def part_to_wire(part: Part) -> pb.Part:
+    """A Part as protobuf."""
+    return pb.Part(units={name: _ranges(units) for name, units in part.units.items()})
+
+
+def part_from_wire(part: pb.Part) -> Part:
+    """Raises WireError where ranges are empty, overlap or are out of order."""
+    units: dict[str, tuple[int, ...]] = {}
+    for name, ranges in part.units.items():
+        last = 0
+        for start, end in zip(ranges.starts, ranges.ends, strict=True):
+            if start < last or end <= start or end > 1 << 24:
+                raise WireError(f"units [{start}, {end}) of width group {name!r} are out of order")
+            last = end
+        units[name] = tuple(
+            u for s, e in zip(ranges.starts, ranges.ends, strict=True) for u in range(s, e)
+        )
+    return Part(units)
+
+
+def settings_to_wire(settings: m.TrainSettings) -> pb.TrainSettings:
+    """TrainSettings as protobuf."""
+    return pb.TrainSettings(
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        width_lr_power=settings.width_lr_power,
+        weight_decay=settings.weight_decay,
+        beta1=settings.betas[0],
+        beta2=settings.betas[1],
+        gradient_clip=settings.gradient_clip,
+        warmup=settings.warmup,
+        precision=_PRECISIONS[settings.precision],
+        aggregate=_AGGREGATES[settings.aggregate],
+        deterministic=settings.deterministic,
+    )
+
+
+def settings_from_wire(settings: pb.TrainSettings) -> m.TrainSettings:
+    """Raises WireError for an enum value that this version does not know."""
+    return m.TrainSettings(
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        width_lr_power=settings.width_lr_power,
+        weight_decay=settings.weight_decay,
+        betas=(settings.beta1, settings.beta2),
+        gradient_clip=settings.gradient_clip,
+        warmup=settings.warmup,
+        precision=_known(_PRECISIONS, settings.precision, "precision"),
+        aggregate=_known(_AGGREGATES, settings.aggregate, "aggregate"),
+        deterministic=settings.deterministic,
+    )
+
+
+def _known(table: Mapping[Name, int], value: int, what: str) -> Name:
+    for name, number in table.items():
+        if number == value:
+            return name
+    raise WireError(f"this version does not know {what} {value}; update the older side")
+
+
+def assignment_to_wire(assignment: m.Assignment) -> pb.Assignment:
+    """An Assignment as protobuf."""
+    start, samples = assignment.start, assignment.samples
+    return pb.Assignment(
+        id=assignment.id,
+        round=assignment.round,
+        part_index=assignment.part_index,
+        part=part_to_wire(assignment.part),
+        seed=assignment.seed,
+        start=blob_to_wire(start) if start else None,
+        cluster=blob_to_wire(assignment.cluster),
+        samples=blob_to_wire(samples) if samples else None,
+        first_sample=assignment.first_sample,
+        num_samples=assignment.num_samples,
+        progress_start=assignment.progress[0],
+        progress_end=assignment.progress[1],
+        settings=settings_to_wire(assignment.settings),
+    )
+
+
+def assignment_from_wire(assignment: pb.Assignment) -> m.Assignment:
+    """Raises WireError where a field cannot be what it says."""
+    a = assignment
+    return m.Assignment(
+        id=a.id,
+        round=a.round,
+        part_index=a.part_index,
+        part=part_from_wire(a.part),
+        seed=a.seed,
+        start=blob_from_wire(a.start) if a.HasField("start") else None,
+        cluster=blob_from_wire(a.cluster),
+        samples=blob_from_wire(a.samples) if a.HasField("samples") else None,
+        first_sample=a.first_sample,
+        num_samples=a.num_samples,
+        progress=(a.progress_start, a.progress_end),
+        settings=settings_from_wire(a.settings),
+    )
+
+
+def update_to_wire(update: m.Update) -> pb.Update:
+    """An Update as protobuf."""
+    return pb.Update(
+        assignment=update.assignment_id,
+        round=update.round,
+        part_index=update.part_index,
+        start_digest=update.start_digest,
+        num_samples=update.num_samples,
+        loss=update.loss,
+        train_seconds=update.train_seconds,
+        samples_per_second=update.samples_per_second,
+        peak_memory_bytes=update.peak_memory_bytes,
+        blob=blob_to_wire(update.blob),
+    )
+
+
+def update_from_wire(update: pb.Update) -> m.Update:
+    """Raises WireError where the blob's digest is not one."""
+    return m.Update(
+        assignment_id=update.assignment,
+        round=update.round,
+        part_index=update.part_index,
+        start_digest=update.start_digest,
+        num_samples=update.num_samples,
+        loss=update.loss,
+        train_seconds=update.train_seconds,
+        samples_per_second=update.samples_per_second,
+        peak_memory_bytes=update.peak_memory_bytes,
+        blob=blob_from_wire(update.blob),
+    )
+
+
+def status_to_wire(status: m.RunStatus) -> pb.RunStatus:
+    """A RunStatus as protobuf; the field names are the same on both sides."""
+    values = {name: value for name, value in vars(status).items() if name != "nodes"}
+    nodes = [pb.NodeStatus(**vars(node)) for node in status.nodes]
+    return pb.RunStatus(**values, nodes=nodes)
+
+
+def status_from_wire(status: pb.RunStatus) -> m.RunStatus:
+    """A RunStatus from protobuf."""
+    nodes = tuple(
+        m.NodeStatus(**{name: getattr(node, name) for name in m.NodeStatus.__dataclass_fields__})
+        for node in status.nodes
+    )
+    fields = (name for name in m.RunStatus.__dataclass_fields__ if name != "nodes")
+    return m.RunStatus(**{name: getattr(status, name) for name in fields}, nodes=nodes)
+
+
+def chunk_to_wire(offset: int, data: bytes) -> pb.Chunk:
+    """A piece of a blob with its checksum."""
+    return pb.Chunk(offset=offset, data=data, checksum=xxhash.xxh3_64_intdigest(data))
+
+
+def chunk_from_wire(chunk: pb.Chunk, expected_offset: int) -> bytes:
+    """The chunk's bytes. Raises WireError where it is damaged or not the next one."""
+    if chunk.offset != expected_offset:
+        raise WireError(f"a chunk at offset {chunk.offset} came where {expected_offset} was next")
+    if xxhash.xxh3_64_intdigest(chunk.data) != chunk.checksum:
+        raise WireError(f"the chunk at offset {chunk.offset} was damaged on its way")
+    return chunk.data
