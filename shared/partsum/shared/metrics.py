@@ -39,7 +39,8 @@ class MetricsServer:
 
         def app(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
             if environ.get("PATH_INFO") != "/healthz":
-                return metrics(environ, start)
+                page: Iterable[bytes] = metrics(environ, start)
+                return page
             well, sentence = health()
             start("200 OK" if well else "503 Service Unavailable", [("Content-Type", "text/plain")])
             return [f"{sentence}\n".encode()]
