@@ -1,0 +1,178 @@
+"""Updates into the base, tensor by tensor: the general merge of overlapping or disjoint parts.
+
+Where parts overlap, elements are means weighted by samples (FedAvg, 1602.05629; by element for
+parts of different width, HeteroFL, 2010.01264); where they are disjoint they are scattered (IST,
+1910.02120). Memory is a few times the largest tensor, whatever the number of updates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from partsum.shared.part import Part, index_map, region
+from partsum.shared.tensors import TensorFile, TensorWriter
+from partsum.shared.width import Widths
+
+
+class Readable(Protocol):
+    """Tensors by name: an open TensorFile, or a Tensors around a state dict."""
+
+    def read(self, name: str) -> Tensor:
+        """The tensor of that name."""
+        ...
+
+
+class Tensors:
+    """A state dict in memory, read like a file."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def read(self, name: str) -> Tensor:
+        """The tensor of that name; not a copy."""
+        return self._tensors[name]
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One part's tensors and how much they count, in samples or as a share."""
+
+    part: Part
+    tensors: Readable
+    weight: float
+
+
+@dataclass(frozen=True)
+class MergeRule:
+    """What happens to elements that no part holds, and to the readouts.
+
+    Mode block: zero (random cross blocks left in make the hand-off collapse, measured 87 -> 46 %),
+    and readouts weighed so that the merged output is the parts' weighted mean. Otherwise the old
+    value is kept and nothing is weighed.
+    """
+
+    unseen: Literal["keep", "zero"] = "keep"
+    weigh_readouts: bool = False
+
+
+BLOCK = MergeRule("zero", weigh_readouts=True)
+AVERAGE = MergeRule()
+
+
+class Merger:
+    """Merges one set of contributions, tensor by tensor."""
+
+    def __init__(
+        self, widths: Widths, contributions: Sequence[Contribution], rule: MergeRule
+    ) -> None:
+        total = sum(c.weight for c in contributions)
+        if total <= 0:
+            raise ValueError("nothing to merge: no contribution has a weight above zero")
+        self._weights = [c.weight / total for c in contributions]
+        self._contributions = contributions
+        self._maps = [index_map(widths, c.part) for c in contributions]
+        self._disjoint = are_disjoint([c.part for c in contributions])
+        self._widths = widths
+        self._rule = rule
+
+    def merge(self, name: str, old: Tensor) -> Tensor:
+        """The merged tensor of that name; ``old`` is the base's, and is not changed.
+
+        Identical contributions give exactly their value, bit for bit, whatever their weights.
+        Integer and bool tensors (counters, masks) take the largest value seen.
+        """
+        cut = any(name in kept for kept in self._maps)
+        if name in self._widths.scales and any(c.part.units for c in self._contributions):
+            return old
+        forget = cut and self._rule.unseen == "zero"
+        start = torch.zeros_like(old) if forget else old.clone()
+        if not old.is_floating_point():
+            return self._largest(name, start)
+        if cut and self._disjoint:
+            return self._scatter(name, start)
+        return self._mean(name, start)
+
+    def _scatter(self, name: str, merged: Tensor) -> Tensor:
+        weigh = self._rule.weigh_readouts and name in self._widths.readouts
+        for share, kept, weight in zip(self._contributions, self._maps, self._weights, strict=True):
+            value = share.tensors.read(name)
+            where = region(merged, kept[name])
+            merged[where] = (value * weight if weigh else value).to(merged.dtype)
+        return merged
+
+    def _mean(self, name: str, start: Tensor) -> Tensor:
+        """A running weighted mean: m += (x - m) w / W, which leaves m as it is where x == m."""
+        wide = torch.promote_types(start.dtype, torch.float32)
+        merged = start.to(wide)
+        seen = torch.zeros(merged.shape if self._uneven(name) else (), dtype=wide)
+        for share, kept, weight in zip(self._contributions, self._maps, self._weights, strict=True):
+            if weight == 0:
+                continue
+            value = share.tensors.read(name).to(wide)
+            where = region(merged, kept.get(name, {}))
+            if seen.dim():
+                seen[where] += weight
+                merged[where] = torch.lerp(merged[where], value, weight / seen[where])
+            else:
+                seen += weight
+                merged.lerp_(value, weight / float(seen))
+        return merged.to(start.dtype)
+
+    def _uneven(self, name: str) -> bool:
+        """Whether elements of this tensor are held by different sets of parts."""
+        return any(name in kept for kept in self._maps)
+
+    def _largest(self, name: str, merged: Tensor) -> Tensor:
+        for share, kept in zip(self._contributions, self._maps, strict=True):
+            where = region(merged, kept.get(name, {}))
+            merged[where] = torch.maximum(merged[where], share.tensors.read(name))
+        return merged
+
+
+def are_disjoint(parts: Sequence[Part]) -> bool:
+    """Whether no unit of any group is kept by two of the parts."""
+    for name in {name for part in parts for name in part.units}:
+        units = [unit for part in parts for unit in part.units.get(name, ())]
+        if len(units) != len(set(units)) or any(name not in part.units for part in parts):
+            return False
+    return True
+
+
+def merge_files(
+    base: Path,
+    contributions: Sequence[Contribution],
+    widths: Widths,
+    rule: MergeRule,
+    out: Path,
+    metadata: Mapping[str, str],
+    durable: bool = True,
+) -> str:
+    """Merge into a new base file; returns its digest. The old file is not changed."""
+    merger = Merger(widths, contributions, rule)
+    with TensorFile(base) as old:
+        shapes = {name: (info.dtype, info.shape) for name, info in old.tensors.items()}
+        writer = TensorWriter(out, shapes, metadata)
+        try:
+            for name in writer.order:
+                writer.write(name, merger.merge(name, old.read(name)))
+            return writer.commit(durable)
+        except BaseException:
+            writer.abandon()
+            raise
+
+
+def merge_state(
+    old: Mapping[str, Tensor],
+    contributions: Sequence[Contribution],
+    widths: Widths,
+    rule: MergeRule,
+) -> dict[str, Tensor]:
+    """The same merge for state dicts in memory."""
+    merger = Merger(widths, contributions, rule)
+    return {name: merger.merge(name, tensor) for name, tensor in old.items()}

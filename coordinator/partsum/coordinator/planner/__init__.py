@@ -1,0 +1,28 @@
+"""Which parts there are in a round. Pure: widths, fractions, seed and round in; parts out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from partsum.coordinator.planner.complement import block_parts, residual_parts
+from partsum.coordinator.planner.fractions import equal_fractions, measured_fractions
+from partsum.shared.config import PartsConfig
+from partsum.shared.part import WHOLE, Part
+from partsum.shared.width import Widths
+
+__all__ = ["equal_fractions", "measured_fractions", "plan_parts"]
+
+
+def plan_parts(
+    config: PartsConfig, widths: Widths, fractions: Sequence[float], seed: int, round: int
+) -> list[Part]:
+    """The parts of a round, one for each fraction.
+
+    Raises:
+        WidthError: more parts than a group has units, or no group that the mode can cut.
+    """
+    if config.planner == "full":
+        return [WHOLE] * len(fractions)
+    if config.mode == "block":
+        return block_parts(widths, fractions)
+    return residual_parts(widths, fractions, seed, round)

@@ -1,0 +1,56 @@
+"""Complementary parts: disjoint units that cover the whole width between them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from partsum.coordinator.planner.fractions import split_units
+from partsum.shared.errors import WidthError
+from partsum.shared.part import Part
+from partsum.shared.width import WidthGroup, Widths
+
+
+def block_parts(widths: Widths, fractions: Sequence[float]) -> list[Part]:
+    """Every group in contiguous slices, the same in each round.
+
+    Fixed, because re-drawing units when everything is sliced destroys pairs that have grown
+    together (measured: 88.2 -> 85.2 %); contiguous, because a layer norm's slice must be.
+    """
+    owned: list[dict[str, tuple[int, ...]]] = [{} for _ in fractions]
+    for group in widths.groups:
+        first = 0
+        for part, size in zip(owned, _sizes(group, fractions), strict=True):
+            part[group.name] = tuple(range(first, first + size))
+            first += size
+    return [Part(units) for units in owned]
+
+
+def residual_parts(widths: Widths, fractions: Sequence[float], seed: int, round: int) -> list[Part]:
+    """Hidden groups only, units drawn anew from (seed, round) (ResIST, 2107.00961)."""
+    hidden = [group for group in widths.groups if group.depth == "hidden"]
+    if not hidden or not widths.scales:
+        raise WidthError(
+            'mode = "residual" needs hidden width groups whose reader is a '
+            "partsum.shared.width.ScaledLinear, and this model has none; use mode = "
+            '"block", or see docs/tutorial.md'
+        )
+    owned: list[dict[str, tuple[int, ...]]] = [{} for _ in fractions]
+    for group in hidden:
+        order = list(range(group.units))
+        random.Random(f"{seed}/{round}/{group.name}").shuffle(order)
+        first = 0
+        for part, size in zip(owned, _sizes(group, fractions), strict=True):
+            part[group.name] = tuple(sorted(order[first : first + size]))
+            first += size
+    return [Part(units) for units in owned]
+
+
+def _sizes(group: WidthGroup, fractions: Sequence[float]) -> list[int]:
+    if group.units < len(fractions):
+        raise WidthError(
+            f"width group {group.name!r} has {group.units} units, too few for "
+            f"{len(fractions)} parts of at least one each; lower parts.count to {group.units} or "
+            "widen the model"
+        )
+    return split_units(group.units, fractions)
