@@ -1,0 +1,118 @@
+"""What the round machine is told, and what it answers: plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# ---- what happens -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NodeReady:
+    """A node has the task and waits for work; also one that came back."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class NodeGone:
+    """A node's connection ended."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The round's parts exist. ``holders`` names, for each part, the node that it suits, or ""."""
+
+    holders: Sequence[str]
+    done: Sequence[int] = ()  # parts whose updates were in before a restart
+
+
+@dataclass(frozen=True)
+class UpdateIn:
+    """A part's update was checked and spooled."""
+
+    node: str
+    part: int
+
+
+@dataclass(frozen=True)
+class JobFailed:
+    """A node could not train its part, or its update was refused."""
+
+    node: str
+    part: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The round is committed."""
+
+
+@dataclass(frozen=True)
+class HandoffDone:
+    """DeepSpeed has finished."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed; nothing else."""
+
+
+Event = NodeReady | NodeGone | Planned | UpdateIn | JobFailed | Merged | HandoffDone | Tick
+
+# ---- what to do ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Make the parts of this round, then say Planned."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Assign:
+    """Give the part to the node."""
+
+    node: str
+    part: int
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Tell the node that its work on the part is no longer needed."""
+
+    node: str
+    part: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Merge what is in, then say Merged; the missing parts stay at the base's values."""
+
+    missing: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Handoff:
+    """Start DeepSpeed, then say HandoffDone."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The run is done."""
+
+
+@dataclass(frozen=True)
+class Fail:
+    """The run cannot go on."""
+
+    reason: str
+
+
+Action = Plan | Assign | Cancel | Merge | Handoff | Finish | Fail
