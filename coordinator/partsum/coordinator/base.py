@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from partsum.coordinator.merge import Tensors
+from partsum.coordinator.merge import Readable
 from partsum.coordinator.norms import group_norms, has_batch_norm, recalibrate
 from partsum.shared.errors import WidthError
 from partsum.shared.part import Part, cut_module, fresh_module, index_map, region
 from partsum.shared.task import Samples, Scores, Task, evaluate, gather, num_samples, walk
-from partsum.shared.tensors import TensorFile, load_tensors, save_tensors
+from partsum.shared.tensors import TensorFile, save_tensors
 from partsum.shared.width import Widths, find_widths
 
 log = logging.getLogger(__name__)
@@ -72,25 +72,28 @@ class Base:
             self._grouped = (norm_parts, model.to(self.device))
         return self._grouped[1]
 
-    def part_model(self, part: Part, path: Path) -> nn.Module:
+    def part_model(self, part: Part, tensors: Readable) -> nn.Module:
         """A part's own small model in evaluation mode, with an update's weights."""
         model = cut_module(self._built([]), self.widths, part)
-        model.load_state_dict(load_tensors(path), strict=True)
+        model.load_state_dict({name: tensors.read(name) for name in model.state_dict()})
         return model.to(self.device).eval()
 
     def scores(self, model: nn.Module, samples: Samples) -> Scores:
         """Loss and headline metric over a data set."""
         return evaluate(model, self.task, samples, self.device)
 
-    def recalibrated(self, path: Path, train: Samples, seed: int) -> None:
-        """Mend averaged batch norm statistics in a base file; a model without any is left alone."""
+    def recalibrated(self, path: Path, train: Samples, seed: int) -> str | None:
+        """Mend averaged batch norm statistics in a base file; its new digest.
+
+        The file of a model without batch norms is left alone: None.
+        """
         if not has_batch_norm(self.shape):
-            return
+            return None
         model = self.model(path)
         wanted = min(num_samples(train), _RECALIBRATION_BATCHES * 128)
         picked = walk(seed, torch.arange(num_samples(train)), 0, wanted, 128)
         recalibrate(model, [gather(train, index)[0].to(self.device) for index in picked])
-        save_tensors(path, {name: t.cpu() for name, t in model.state_dict().items()})
+        return save_tensors(path, {name: t.cpu() for name, t in model.state_dict().items()})
 
     def probe(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """A few samples, always the same, on the device."""
@@ -159,6 +162,3 @@ def _same(found: Tensor, expected: Tensor | int, what: str) -> float:
             f"{TOLERANCE * largest:.1g}"
         )
     return error
-
-
-__all__ = ["Base", "Tensors", "assert_mean_of_parts", "certify", "meta_model"]

@@ -5,6 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+
+@dataclass(frozen=True)
+class RoundSettings:
+    """What the machine must know of a run. ``quorum`` counts parts."""
+
+    rounds: int
+    min_nodes: int
+    join_timeout_seconds: float
+    quorum: int
+    deadline_seconds: float
+    return_seconds: float  # how long a lost node's part waits for it before others may take it
+    refusals: int
+    handoff: bool
+
+
 # ---- what happens -------------------------------------------------------------------------------
 
 
@@ -116,3 +131,12 @@ class Fail:
 
 
 Action = Plan | Assign | Cancel | Merge | Handoff | Finish | Fail
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do now, why in a sentence, and when to ask again if nothing happens before."""
+
+    actions: tuple[Action, ...]
+    reason: str
+    wake_at: float | None

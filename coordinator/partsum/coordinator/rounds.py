@@ -17,6 +17,7 @@ from partsum.coordinator.events import (
     Action,
     Assign,
     Cancel,
+    Decision,
     Event,
     Fail,
     Finish,
@@ -29,35 +30,12 @@ from partsum.coordinator.events import (
     NodeReady,
     Plan,
     Planned,
+    RoundSettings,
     Tick,
     UpdateIn,
 )
 
-
-@dataclass(frozen=True)
-class RoundSettings:
-    """What the machine must know of a run. ``quorum`` counts parts."""
-
-    rounds: int
-    min_nodes: int
-    join_timeout_seconds: float
-    quorum: int
-    deadline_seconds: float
-    return_seconds: float  # how long a lost node's part waits for it before others may take it
-    refusals: int
-    handoff: bool
-
-
 Phase = Literal["waiting", "planning", "training", "merging", "handoff", "finished", "failed"]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What to do now, why in a sentence, and when to ask again if nothing happens before."""
-
-    actions: tuple[Action, ...]
-    reason: str
-    wake_at: float | None
 
 
 @dataclass

@@ -7,9 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from partsum.shared.part import Part
+if TYPE_CHECKING:  # width needs torch, and a node's daemon does without
+    from partsum.shared.width import Widths
+
+
+@dataclass(frozen=True)
+class Part:
+    """For each width group that is cut, the sorted units that are kept.
+
+    A group that is not named is kept whole; the part of no groups is the base itself.
+    """
+
+    units: Mapping[str, tuple[int, ...]]
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.units.items())))
+
+    def fraction(self, widths: Widths) -> float:
+        """The mean share of units kept over the groups that are cut; 1 for the whole base."""
+        shares = [len(kept) / widths.group(name).units for name, kept in self.units.items()]
+        return sum(shares) / len(shares) if shares else 1.0
 
 
 @dataclass(frozen=True)

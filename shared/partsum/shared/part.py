@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from partsum.shared.messages import Part as Part
 from partsum.shared.width import Widths
 
 IndexMap = Mapping[str, Mapping[int, Tensor]]
 """Tensor name -> dimension -> kept indices (int64). A tensor that is not named is kept whole."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """For each width group that is cut, the sorted units that are kept.
-
-    A group that is not named is kept whole; the part of no groups is the base itself.
-    """
-
-    units: Mapping[str, tuple[int, ...]]
-
-    def fraction(self, widths: Widths) -> float:
-        """The mean share of units kept over the groups that are cut; 1 for the whole base."""
-        shares = [len(kept) / widths.group(name).units for name, kept in self.units.items()]
-        return sum(shares) / len(shares) if shares else 1.0
 
 
 WHOLE = Part({})

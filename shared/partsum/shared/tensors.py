@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ import xxhash
 from torch import Tensor
 
 from partsum.shared.errors import WireError
+from partsum.shared.files import sync_folder
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -35,7 +36,6 @@ DTYPES: dict[str, torch.dtype] = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _HEADER_LIMIT_BYTES = 64 << 20
-CHUNK_BYTES = 1 << 20  # 1-2 MiB moves most bytes a second over gRPC (measured on loopback)
 
 
 @dataclass(frozen=True)
@@ -223,28 +223,3 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """A whole state dict, in memory of its own. Raises WireError where the file is damaged."""
     with TensorFile(path) as file:
         return {name: file.read(name) for name in file.tensors}
-
-
-def read_chunks(path: Path, offset: int = 0, size: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """A file's bytes from ``offset`` on, in chunks."""
-    with open(path, "rb", buffering=0) as file:
-        file.seek(offset)
-        while chunk := file.read(size):
-            yield chunk
-
-
-def file_digest(path: Path) -> str:
-    """The file's xxh3-128 digest, 32 hex digits."""
-    digest = xxhash.xxh3_128()
-    for chunk in read_chunks(path):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -11,7 +11,7 @@ import xxhash
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared import messages as m
 from partsum.shared.errors import WireError
-from partsum.shared.part import Part
+from partsum.shared.messages import Part
 
 PROTOCOL = 1  # raised when old and new can no longer talk
 

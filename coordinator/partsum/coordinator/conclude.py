@@ -1,0 +1,215 @@
+"""What a run leaves behind: the journal told as summary.json and report.html."""
+
+from __future__ import annotations
+
+import resource
+from datetime import UTC, datetime
+from typing import Literal
+
+from partsum.coordinator.cost import part_cost
+from partsum.coordinator.registry import Registry
+from partsum.coordinator.report import render_report
+from partsum.coordinator.run import Run
+from partsum.coordinator.store import RoundPlan
+from partsum.coordinator.summary import (
+    HandoffPoint,
+    NodeSummary,
+    PhaseSummary,
+    RefusalSummary,
+    RoundSummary,
+    StageSeconds,
+    Summary,
+    TimelineSummary,
+    config_digest,
+    part_picture,
+    write_summary,
+)
+from partsum.shared.part import WHOLE
+
+Outcome = Literal["finished", "stopped", "failed"]
+
+
+def conclude(run: Run, registry: Registry, state: Outcome, reason: str) -> Summary:
+    """Write the run's summary and report into its folder."""
+    summary = summarise(run, registry, state, reason)
+    write_summary(run.folder / "summary.json", summary)
+    (run.folder / "report.html").write_text(render_report(summary), encoding="utf-8")
+    run.store.note(state=state, reason=reason)
+    return summary
+
+
+def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summary:
+    """The journal and what the process knows, as a Summary."""
+    store, config, now = run.store, run.config, run.clock.now()
+    plan = store.plan(run.next_round - 1) if run.next_round else None
+    sizes = {group.name: group.units for group in run.base.widths.groups}
+    final = run.folder / "final.safetensors"
+    moved = sum(registry.totals())
+    whole = part_cost(run.base.shape, run.base.widths, WHOLE, run.task, run.train, 1)
+    return Summary(
+        run=run.folder.name,
+        task=config.task.name,
+        config_digest=config_digest(config),
+        config=config.model_dump(mode="json"),
+        seed=config.seed,
+        started_at=_iso(run.clock.started_at),
+        ended_at=_iso(run.clock.started_at + now),
+        state=state,
+        reason=reason,
+        wall_seconds=now,
+        phases=_phases(run, registry, now),
+        rounds=_rounds(run),
+        handoff=tuple(
+            HandoffPoint(
+                step=step,
+                seconds=at,
+                loss=body.get("loss"),
+                validation_loss=body.get("validation_loss"),
+                accuracy=body.get("accuracy"),
+            )
+            for step, at, body in store.curve()
+        ),
+        nodes=_nodes(run, registry),
+        base_parameters=whole.parameters,
+        part_parameters=_part_parameters(run, plan),
+        part_fractions=tuple((store.fact("workplan") or {}).get("fractions", ())),
+        group_units=sizes,
+        parts=tuple(part_picture(planned.part) for planned in plan.parts) if plan else (),
+        full_model_bytes=_full_model_bytes(run, whole.state_bytes) if moved else None,
+        final_accuracy=run.accuracy,
+        final_loss=run.loss,
+        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        checkpoint=final.name if final.exists() else _newest_base(run),
+        report="report.html",
+    )
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _newest_base(run: Run) -> str | None:
+    bases = sorted((run.folder / "bases").glob("base-*"))
+    return f"bases/{bases[-1].name}" if bases else None
+
+
+def _full_model_bytes(run: Run, state_bytes: int) -> int:
+    updates = sum(len(run.store.updates(round)) for round in run.store.results())
+    return 2 * state_bytes * updates
+
+
+def _part_parameters(run: Run, plan: RoundPlan | None) -> tuple[int, ...]:
+    if plan is None:
+        return ()
+    base = run.base
+    return tuple(
+        part_cost(base.shape, base.widths, planned.part, run.task, run.train, 1).parameters
+        for planned in plan.parts
+    )
+
+
+def _phases(run: Run, registry: Registry, now: float) -> tuple[PhaseSummary, ...]:
+    phases = []
+    results = run.store.results()
+    began = run.store.fact("handoff_began")
+    sent, received = run.store.fact("parts_bytes") or registry.totals()
+    if results:
+        scored = [result for result, _, _ in results.values() if result.loss is not None]
+        first = min(opened for _, opened, _ in results.values())
+        last = max(closed for _, _, closed in results.values())
+        peaks = [node.peak_memory_bytes for node in registry if node.peak_memory_bytes]
+        phases.append(
+            PhaseSummary(
+                name="parts",
+                rounds=len(results),
+                accuracy=scored[-1].accuracy if scored else None,
+                loss=scored[-1].loss if scored else None,
+                wall_seconds=last - first,
+                bytes_sent=sent,
+                bytes_received=received,
+                start_seconds=first,
+                peak_memory_bytes=max(peaks, default=None),
+            )
+        )
+    if began is not None:
+        total_sent, total_received = registry.totals()
+        end = run.store.fact("handoff") or {}
+        scores = end.get("end") or {"accuracy": None, "loss": None}
+        phases.append(
+            PhaseSummary(
+                name="handoff",
+                rounds=0,
+                accuracy=scores["accuracy"],
+                loss=scores["loss"],
+                wall_seconds=end.get("ended", now) - began,
+                bytes_sent=total_sent - sent,
+                bytes_received=total_received - received,
+                start_seconds=began,
+                start_accuracy=(end.get("start") or {}).get("accuracy"),
+                peak_memory_bytes=end.get("peak_memory_bytes"),
+            )
+        )
+    return tuple(phases)
+
+
+def _rounds(run: Run) -> tuple[RoundSummary, ...]:
+    rounds = []
+    events = run.store.events()
+    for number, (result, opened, closed) in run.store.results().items():
+        plan = run.store.plan(number)
+        updates = run.store.updates(number)
+        count = len(plan.parts) if plan else 0
+        during = [event for event in events if opened <= event[0] <= closed]
+        missing = ", ".join(map(str, result.missing))
+        rounds.append(
+            RoundSummary(
+                round=number + 1,
+                accuracy=result.accuracy,
+                loss=result.loss,
+                part_losses=tuple(
+                    updates[k].update.loss if k in updates else None for k in range(count)
+                ),
+                missing_parts=result.missing,
+                refused=tuple(
+                    RefusalSummary(node=node, part=-1, kind=kind.partition(":")[2], reason=text)
+                    for _, kind, node, text in during
+                    if kind.startswith("refused:")
+                ),
+                reason=f"closed without part {missing}" if missing else "",
+                stage_seconds=StageSeconds(
+                    **{k: v for k, v in result.stage_seconds.items() if k in _STAGES}
+                ),
+                closed_seconds=closed,
+            )
+        )
+    return tuple(rounds)
+
+
+_STAGES = set(StageSeconds.model_fields)
+
+
+def _nodes(run: Run, registry: Registry) -> tuple[NodeSummary, ...]:
+    spans = run.store.spans()
+    return tuple(
+        NodeSummary(
+            name=node.name,
+            device=node.profile.device if node.profile else "",
+            samples_per_second=node.speed or None,
+            updates=node.updates,
+            bytes_sent=node.bytes_sent,
+            bytes_received=node.bytes_received,
+            peak_memory_bytes=node.peak_memory_bytes or None,
+            timeline=tuple(
+                TimelineSummary(
+                    round=span.round + 1,
+                    part=span.part,
+                    state=span.state,  # type: ignore[arg-type]
+                    start_seconds=span.start,
+                    end_seconds=span.end,
+                )
+                for span in spans
+                if span.node == node.name
+            ),
+        )
+        for node in registry
+    )

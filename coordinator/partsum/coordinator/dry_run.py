@@ -1,0 +1,141 @@
+"""The dry run: a run's parts and what each costs, before anything is spent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from partsum.coordinator.base import Base, certify
+from partsum.coordinator.cost import Cost, part_cost, parts_share
+from partsum.coordinator.figures import bytes_text, count_text
+from partsum.coordinator.planner import equal_fractions, plan_parts
+from partsum.shared.config import RunConfig, load_config
+from partsum.shared.errors import EXIT_OK
+from partsum.shared.messages import TaskSpec
+from partsum.shared.part import WHOLE, Part
+from partsum.shared.task import load_samples, load_task, num_samples
+
+
+def show_plan(path: Path, as_json: bool) -> int:
+    """Print what a run would do; raises the PartsumErrors that the run itself would."""
+    config = load_config(path)
+    task = load_task(TaskSpec(config.task.name, config.task.options))
+    train = load_samples(task.train, "training")
+    validation = load_samples(task.validation, "validation")
+    base = Base(task, torch.device("cpu"))
+    given = config.parts.fractions
+    fractions = given if isinstance(given, list) else equal_fractions(config.parts.count)
+    parts = plan_parts(config.parts, base.widths, fractions, config.seed, 0)
+    block = config.parts.planner == "complement" and config.parts.mode == "block"
+    certify(base, parts, block, validation)
+    batch = config.training.batch_size
+    costs = [part_cost(base.shape, base.widths, p, task, train, batch) for p in parts]
+    whole = part_cost(base.shape, base.widths, WHOLE, task, train, config.handoff.batch_size)
+    total = num_samples(train)
+    figures = {
+        "samples": total,
+        "base_parameters": whole.parameters,
+        "parts": [
+            _part_figures(config, p, c, base, total) for p, c in zip(parts, costs, strict=True)
+        ],
+        "handoff_flops": config.handoff.epochs * total * whole.flops_per_sample,
+        "handoff_memory_bytes": whole.memory_bytes,
+        "parts_share": parts_share(
+            max(cost.flops_per_sample for cost in costs),
+            whole.flops_per_sample,
+            round(config.parts.rounds * config.parts.local_epochs * total / config.parts.count),
+            config.handoff.epochs * total,
+            config.parts.count,
+        ),
+    }
+    if as_json:
+        print(json.dumps(figures, indent=2))
+    else:
+        _print(config, base, parts, costs, whole, figures)
+    return EXIT_OK
+
+
+def _part_figures(
+    config: RunConfig, part: Part, cost: Cost, base: Base, total: int
+) -> dict[str, float]:
+    parts = config.parts
+    block = parts.planner == "complement" and parts.mode == "block"
+    samples = parts.rounds * parts.local_epochs * total / parts.count
+    return {
+        "fraction": part.fraction(base.widths),
+        "parameters": cost.parameters,
+        "flops": samples * cost.flops_per_sample,
+        # Mode block downloads nothing: a part starts from its seed and stays on its node.
+        "bytes_down_per_round": 0 if block else cost.state_bytes,
+        "bytes_up_per_round": cost.state_bytes,
+        "memory_bytes": cost.memory_bytes,
+    }
+
+
+def _print(
+    config: RunConfig,
+    base: Base,
+    parts: list[Part],
+    costs: list[Cost],
+    whole: Cost,
+    figures: dict[str, object],
+) -> None:
+    console = Console()
+    mode = "full" if config.parts.planner == "full" else f"complement, mode {config.parts.mode}"
+    console.print(f"[bold]{config.name}[/bold]: {config.task.name}, {figures['samples']} samples")
+    console.print(
+        f"parts phase: {config.parts.rounds} rounds of {config.parts.local_epochs:g} local epochs, "
+        f"{config.parts.count} parts ({mode})"
+    )
+    table = Table(box=None, header_style="dim")
+    for column in ("part", "width", "parameters", "GFLOP", "down/round", "up/round", "memory"):
+        table.add_column(column, justify="right")
+    rows = figures["parts"]
+    assert isinstance(rows, list)
+    for k, row in enumerate(rows):
+        table.add_row(
+            str(k),
+            f"{row['fraction']:.0%}",
+            count_text(row["parameters"]),
+            f"{row['flops'] / 1e9:,.0f}",
+            bytes_text(row["bytes_down_per_round"]),
+            bytes_text(row["bytes_up_per_round"]),
+            bytes_text(row["memory_bytes"]),
+        )
+    flops = figures["handoff_flops"]
+    assert isinstance(flops, float)
+    table.add_row(
+        "base",
+        "100%",
+        count_text(whole.parameters),
+        f"{flops / 1e9:,.0f}",
+        "",
+        "",
+        bytes_text(whole.memory_bytes),
+        style="dim",
+    )
+    console.print(table)
+    shared = base.shape.state_dict().keys() - {
+        s.tensor for g in base.widths.groups for s in g.slots
+    }
+    groups = ", ".join(f"{group.name} ({group.units})" for group in base.widths.groups)
+    console.print(f"width groups: {groups}")
+    console.print(f"not cut: {', '.join(sorted(shared)) or 'nothing'}")
+    share = figures["parts_share"]
+    assert isinstance(share, float)
+    if config.handoff.enabled:
+        console.print(
+            f"hand-off: {config.handoff.epochs:g} epochs, ZeRO stage {config.handoff.zero_stage}"
+            f"{' with offload' if config.handoff.offload else ''}; the parts phase is "
+            f"{share:.0%} of each node's FLOPs"
+        )
+    console.print(
+        "FLOPs, memory and bytes are estimates: GFLOP per node for the whole phase, memory for "
+        "weights, gradients, AdamW and one batch's activations. A narrow part's measured "
+        "speed-up is smaller than its FLOPs promise.",
+        style="dim",
+    )

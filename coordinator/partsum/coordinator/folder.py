@@ -1,0 +1,104 @@
+"""Run folders: made, found, resumed."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from partsum.coordinator.store import Store
+from partsum.coordinator.summary import config_digest
+from partsum.shared.config import RunConfig, parse_config
+from partsum.shared.errors import StateError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a run folder says of itself without being opened by a coordinator."""
+
+    path: Path
+    state: str  # running or unfinished, finished, stopped, failed
+    rounds: int
+    address: str
+
+
+def new_run(config: RunConfig, text: str, now: float) -> Store:
+    """Make runs/NAME-TIME and let runs/latest point at it."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+    parent = Path(config.folder)
+    path = parent / f"{config.name}-{stamp}"
+    for attempt in range(2, 100):
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            path = parent / f"{config.name}-{stamp}-{attempt}"
+        except OSError as error:
+            raise StateError(f"cannot make the run folder {path}: {error}") from error
+    (path / "config.toml").write_text(text, encoding="utf-8")
+    latest = parent / "latest"
+    fresh = parent / f".latest-{path.name}"
+    fresh.symlink_to(path.name)
+    fresh.replace(latest)
+    store = Store(path.absolute())
+    store.note(started_at=now, config_digest=config_digest(config), state="running")
+    return store
+
+
+def unfinished_run(config: RunConfig) -> Path | None:
+    """The newest run of this very config that has not finished, if there is one."""
+    digest = config_digest(config)
+    for path in sorted(Path(config.folder).glob(f"{config.name}-*"), reverse=True):
+        facts = read_facts(path)
+        if facts.get("config_digest") == digest and facts.get("state") != "finished":
+            return path
+    return None
+
+
+def read_facts(folder: Path) -> dict[str, object]:
+    """The facts in a run's journal, read only; empty where there is no journal."""
+    journal = folder / "journal.sqlite"
+    if not journal.is_file():
+        return {}
+    try:
+        with sqlite3.connect(f"file:{journal}?mode=ro", uri=True) as database:
+            rows = database.execute("SELECT key, value FROM facts").fetchall()
+    except sqlite3.Error:
+        return {}
+    return {key: json.loads(value) for key, value in rows}
+
+
+def count_rounds(folder: Path) -> int:
+    """Committed rounds in a run's journal, read only."""
+    try:
+        with sqlite3.connect(f"file:{folder / 'journal.sqlite'}?mode=ro", uri=True) as database:
+            query = "SELECT count(*) FROM rounds WHERE result IS NOT NULL"
+            return int(database.execute(query).fetchone()[0])
+    except sqlite3.Error:
+        return 0
+
+
+def list_runs(parent: Path) -> list[RunFolder]:
+    """All runs below a folder, oldest first."""
+    runs = []
+    for path in sorted(parent.glob("*/journal.sqlite")):
+        folder = path.parent
+        if folder.is_symlink():
+            continue
+        facts = read_facts(folder)
+        state, address = str(facts.get("state", "?")), str(facts.get("address", ""))
+        runs.append(RunFolder(folder, state, count_rounds(folder), address))
+    return runs
+
+
+def open_run(folder: Path) -> tuple[RunConfig, Store]:
+    """Open a run to go on with it. Raises StateError where it is none, or another has it."""
+    source = folder / "config.toml"
+    if not source.is_file():
+        raise StateError(f"{folder} is not a run folder: it has no config.toml")
+    config = parse_config(source.read_text(encoding="utf-8"), str(source))
+    store = Store(folder.resolve())
+    store.note(state="running")
+    return config, store

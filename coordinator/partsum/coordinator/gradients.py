@@ -1,0 +1,86 @@
+"""Aggregation of gradients: nodes send mean gradients, the coordinator steps its own AdamW.
+
+Decoupled weight decay, Loshchilov & Hutter (1711.05101). The moments lie beside the base that they
+belong to, so a restarted coordinator steps on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from partsum.coordinator.merge import AVERAGE, Contribution, Merger
+from partsum.shared.config import TrainingConfig
+from partsum.shared.schedule import rate
+from partsum.shared.tensors import TensorFile, load_tensors, save_tensors
+from partsum.shared.width import Widths
+
+
+class GradientStep:
+    """One step of AdamW on a base, from the merged gradients of a round."""
+
+    def __init__(self, training: TrainingConfig, folder: Path, progress: float) -> None:
+        self._training = training
+        self._folder = folder
+        self._rate = training.learning_rate * rate(progress, training.warmup)
+
+    def _moments_path(self, round: int) -> Path:
+        return self._folder / f"moments-{round:05d}.safetensors"
+
+    def apply(
+        self,
+        old: Path,
+        shares: Sequence[Contribution],
+        widths: Widths,
+        out: Path,
+        round: int,
+    ) -> str:
+        """Write the stepped base, and its moments; returns the base's digest.
+
+        Elements that no part holds keep their value and their moments.
+        """
+        before = self._moments_path(round)
+        moments = load_tensors(before) if before.exists() else {}
+        merger = Merger(widths, shares, AVERAGE)
+        stepped: dict[str, Tensor] = {}
+        kept: dict[str, Tensor] = {}
+        with TensorFile(old) as base:
+            for name, info in base.tensors.items():
+                value = base.read(name)
+                if not info.dtype.is_floating_point or name in widths.scales:
+                    stepped[name] = merger.merge(name, value)
+                    continue
+                # What no part covers stays nan, which tells it from a gradient of zero.
+                gradient = merger.merge(name, torch.full_like(value, torch.nan))
+                stepped[name] = self._step(name, value, gradient, moments, kept, round)
+        save_tensors(self._moments_path(round + 1), kept)
+        digest = save_tensors(out, stepped, {"partsum.base": str(round + 1)})
+        for path in sorted(self._folder.glob("moments-*"))[:-2]:
+            path.unlink()
+        return digest
+
+    def _step(
+        self,
+        name: str,
+        value: Tensor,
+        gradient: Tensor,
+        moments: dict[str, Tensor],
+        kept: dict[str, Tensor],
+        round: int,
+    ) -> Tensor:
+        beta1, beta2 = self._training.betas
+        covered = ~torch.isnan(gradient)
+        gradient = gradient.nan_to_num(0.0)
+        first = moments.get(f"{name}.first", torch.zeros_like(value))
+        second = moments.get(f"{name}.second", torch.zeros_like(value))
+        first = torch.where(covered, beta1 * first + (1 - beta1) * gradient, first)
+        second = torch.where(covered, beta2 * second + (1 - beta2) * gradient**2, second)
+        kept[f"{name}.first"], kept[f"{name}.second"] = first, second
+        mean = first / (1 - beta1 ** (round + 1))
+        spread = (second / (1 - beta2 ** (round + 1))).sqrt()
+        decay = self._training.weight_decay if value.dim() > 1 else 0.0
+        new = value * (1 - self._rate * decay) - self._rate * mean / (spread + 1e-8)
+        return torch.where(covered, new, value)

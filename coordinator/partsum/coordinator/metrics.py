@@ -1,0 +1,97 @@
+"""Every metric that the coordinator exports, in one list; docs/metrics.md is its table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import psutil
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+PHASES = ("waiting", "parts", "handoff", "finished", "stopped", "failed")
+STATES = ("loading", "idle", "receiving", "training", "sending", "gone", "benched")
+STAGES = ("plan", "send", "train", "receive", "merge", "evaluate", "commit")
+_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
+
+
+class Metrics:
+    """The coordinator's metrics in a registry of their own: two runs never share one."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self._published: dict[tuple[str, str], int] = {}
+        self.phase = Gauge(
+            "partsum_phase", "1 for the phase that the run is in", ["phase"], registry=r
+        )
+        self.round = Gauge("partsum_round", "Rounds committed", registry=r)
+        self.rounds = Gauge("partsum_rounds_planned", "Rounds that the config asks for", registry=r)
+        self.parts_in = Gauge("partsum_round_updates", "Updates in, of the open round", registry=r)
+        self.stage_seconds = Histogram(
+            "partsum_round_stage_seconds",
+            "Seconds of a round by stage; send, train and receive are the slowest node's",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.round_seconds = Histogram(
+            "partsum_round_seconds", "Seconds of a whole round", buckets=_SECONDS, registry=r
+        )
+        self.bytes = Counter(
+            "partsum_bytes",
+            "Bytes moved, seen from the coordinator",
+            ["direction", "node"],
+            registry=r,
+        )
+        self.speed = Gauge(
+            "partsum_samples_per_second", "Training speed, as last reported", ["node"], registry=r
+        )
+        self.train_loss = Gauge(
+            "partsum_train_loss", "Training loss, last reported", ["node"], registry=r
+        )
+        self.loss = Gauge("partsum_loss", "Loss of the base on validation data", registry=r)
+        self.accuracy = Gauge("partsum_accuracy", "Headline metric on validation data", registry=r)
+        self.node_state = Gauge(
+            "partsum_cluster_node_state",
+            "1 for the state that a node is in",
+            ["node", "state"],
+            registry=r,
+        )
+        self.updates = Counter("partsum_updates", "Updates accepted", ["node"], registry=r)
+        self.refused = Counter("partsum_updates_refused", "Updates refused", ["reason"], registry=r)
+        self.failures = Counter(
+            "partsum_assignments_failed", "Assignments failed", ["node"], registry=r
+        )
+        self.partial = Counter(
+            "partsum_rounds_partial", "Rounds closed with a part missing", registry=r
+        )
+        self.merge_seconds = Gauge("partsum_merge_seconds", "Seconds of the last merge", registry=r)
+        self.handoff_step = Gauge("partsum_handoff_step", "Steps done by DeepSpeed", registry=r)
+        self.handoff_loss = Gauge(
+            "partsum_handoff_loss", "Training loss of the hand-off", registry=r
+        )
+        self.handoff_speed = Gauge(
+            "partsum_handoff_samples_per_second", "Training speed of the hand-off", registry=r
+        )
+        memory = Gauge("partsum_resident_memory_bytes", "Memory of the coordinator", registry=r)
+        memory.set_function(lambda: float(psutil.Process().memory_info().rss))
+
+    def set_phase(self, phase: str) -> None:
+        """Exactly one phase is 1."""
+        _one_of(self.phase, PHASES, phase)
+
+    def set_node_state(self, node: str, state: str) -> None:
+        """Exactly one state of a node is 1."""
+        for name in STATES:
+            self.node_state.labels(node=node, state=name).set(name == state)
+
+    def set_bytes(self, node: str, sent: int, received: int) -> None:
+        """Bring the byte counters of a node up to its totals of this process."""
+        for direction, total in (("sent", sent), ("received", received)):
+            before = self._published.get((node, direction), 0)
+            self.bytes.labels(direction, node).inc(total - before)
+            self._published[node, direction] = total
+
+
+def _one_of(gauge: Gauge, names: Iterable[str], chosen: str) -> None:
+    for name in names:
+        gauge.labels(name).set(name == chosen)

@@ -1,0 +1,139 @@
+"""Who is here: each node's session, what it can do, what it is doing, what it has moved."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from partsum.protos.v1 import partsum_pb2 as pb
+from partsum.shared.errors import RefusedError
+from partsum.shared.messages import NodeProfile, NodeStatus, Progress
+
+State = Literal["loading", "idle", "receiving", "training", "sending", "gone", "benched"]
+
+
+@dataclass
+class Session:
+    """One control stream. What is put into the outbox is sent; None ends the stream."""
+
+    outbox: asyncio.Queue[pb.ControlResponse | None] = field(default_factory=asyncio.Queue)
+    closed: bool = False
+
+    def send(self, message: pb.ControlResponse) -> None:
+        """Queue a message; dropped after the end: a node that returns is told anew."""
+        if not self.closed:
+            self.outbox.put_nowait(message)
+
+    def close(self) -> None:
+        """End the stream after what is queued."""
+        if not self.closed:
+            self.closed = True
+            self.outbox.put_nowait(None)
+
+
+@dataclass
+class Node:
+    """A node that has joined the run at least once."""
+
+    name: str
+    instance: str
+    index: int
+    session: Session | None = None
+    profile: NodeProfile | None = None
+    state: State = "loading"
+    part: int = -1
+    assigned_samples: int = 0
+    assigned_at: float = 0.0  # seconds of the run
+    offered_at: float = 0.0
+    progress: Progress | None = None
+    last_heard: float = 0.0  # monotonic
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    updates: int = 0
+    peak_memory_bytes: int = 0
+    speed: float = 0.0  # samples a second, of the last update
+    blobs: set[str] = field(default_factory=set)  # what it may pull
+
+    def rest(self, state: State = "idle") -> None:
+        """It has no assignment any more."""
+        self.state, self.part, self.progress = state, -1, None
+
+    def status(self) -> NodeStatus:
+        """The node as an operator sees it."""
+        progress = self.progress
+        share = progress.samples_done / max(1, self.assigned_samples) if progress else 0.0
+        return NodeStatus(
+            name=self.name,
+            state=self.state,
+            device=self.profile.device if self.profile else "",
+            part_index=self.part,
+            progress=min(1.0, share),
+            loss=progress.loss if progress else float("nan"),
+            samples_per_second=progress.samples_per_second if progress else self.speed,
+            bytes_sent=self.bytes_sent,
+            bytes_received=self.bytes_received,
+        )
+
+
+class Registry:
+    """All nodes of a run, by name."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, Node] = {}
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self._nodes.values())
+
+    def get(self, name: str) -> Node | None:
+        """The node of that name, if it ever joined."""
+        return self._nodes.get(name)
+
+    def restore(self, name: str, body: dict[str, int | float | str]) -> None:
+        """Bring back what the journal knows of a node, after a restart."""
+        node = self._nodes[name] = Node(name, str(body["instance"]), len(self._nodes), state="gone")
+        node.bytes_sent, node.bytes_received = int(body["sent"]), int(body["received"])
+        node.updates, node.peak_memory_bytes = int(body["updates"]), int(body["peak_memory_bytes"])
+        node.speed = float(body["speed"])
+        node.profile = NodeProfile(str(body["device"]), 0, 0.0, "", "")
+
+    def memory(self, node: Node) -> dict[str, int | float | str]:
+        """What the journal should know of a node."""
+        return {
+            "instance": node.instance,
+            "device": node.profile.device if node.profile else "",
+            "sent": node.bytes_sent,
+            "received": node.bytes_received,
+            "updates": node.updates,
+            "peak_memory_bytes": node.peak_memory_bytes,
+            "speed": node.speed,
+        }
+
+    def join(self, name: str, instance: str, now: float) -> tuple[Node, Session]:
+        """A node says Hello. The same instance replaces its own old connection.
+
+        Raises:
+            RefusedError: another live node has this name.
+        """
+        node = self._nodes.get(name)
+        if node is not None and node.instance != instance:
+            if node.session is not None:
+                raise RefusedError(
+                    f"a node named {name!r} is already connected from another state folder; "
+                    "give this one another --name"
+                )
+            node.instance = instance  # its folder was lost; the name is free
+        if node is None:
+            node = self._nodes[name] = Node(name, instance, len(self._nodes))
+        if node.session is not None:
+            node.session.close()
+        session = node.session = Session()
+        node.last_heard = now
+        node.rest("loading")
+        return node, session
+
+    def totals(self) -> tuple[int, int]:
+        """Bytes sent to and received from all nodes."""
+        nodes = self._nodes.values()
+        return sum(n.bytes_sent for n in nodes), sum(n.bytes_received for n in nodes)

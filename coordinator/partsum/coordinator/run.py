@@ -1,0 +1,403 @@
+"""One run: its folder, task and data, and the work of its rounds, awaited by the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from partsum.coordinator.base import Base, certify
+from partsum.coordinator.clock import RunClock, Stages
+from partsum.coordinator.clusters import make_clusters
+from partsum.coordinator.cost import part_cost, parts_share
+from partsum.coordinator.events import RoundSettings
+from partsum.coordinator.handoff import HandoffJob, HandoffProgress, run_handoff
+from partsum.coordinator.planner import equal_fractions, measured_fractions
+from partsum.coordinator.store import PlannedPart, RoundPlan, RoundResult, Store
+from partsum.coordinator.updates import check_claim
+from partsum.coordinator.workshop import Workplan, Workshop, base_name, blob_of, write_clusters
+from partsum.shared.config import RunConfig
+from partsum.shared.errors import DataError, RefusedError, TaskError
+from partsum.shared.messages import (
+    Assignment,
+    Blob,
+    NodeProfile,
+    NodeStatus,
+    RunStatus,
+    TaskSpec,
+    TrainSettings,
+    Update,
+)
+from partsum.shared.part import WHOLE
+from partsum.shared.task import (
+    Task,
+    data_digest,
+    gather,
+    load_samples,
+    load_task,
+    num_samples,
+    task_digest,
+)
+from partsum.shared.tensors import save_tensors
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """A run in its folder, opened or resumed. Heavy work happens in worker threads."""
+
+    def __init__(self, config: RunConfig, store: Store, started_at: float) -> None:
+        self.config = config
+        self.store = store
+        self.folder = store.folder
+        self.clock = RunClock(started_at)
+        self.stages = Stages()
+        spec = TaskSpec(config.task.name, config.task.options)
+        self.task: Task = load_task(spec)
+        self._task_digest = task_digest(spec)
+        self.train = load_samples(self.task.train, "training")
+        self.validation = load_samples(self.task.validation, "validation")
+        self._data_digest = data_digest(self.train)
+        self._check_same_run()
+        if config.deterministic:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        self.base = Base(self.task, device)
+        self.workshop = Workshop(config, store, self.base, self.train, self.validation)
+        self.next_round = len(store.results())
+        last = list(store.results().values())[-1:]
+        self.loss = last[0][0].loss if last else None
+        self.accuracy = last[0][0].accuracy if last else None
+        self.opened = 0.0
+        self.handoff_progress: HandoffProgress | None = None
+        self._workplan: Workplan | None = self._stored_workplan()
+
+    def _check_same_run(self) -> None:
+        """A resumed run must have the task and data that it was started with."""
+        for key, now in (("task_digest", self._task_digest), ("data_digest", self._data_digest)):
+            before = self.store.fact(key)
+            if before not in (None, now):
+                error = TaskError if key == "task_digest" else DataError
+                raise error(
+                    f"the {key.split('_')[0]} has changed since {self.folder} was started; put the "
+                    "old one back to resume, or start a new run with --new"
+                )
+            self.store.note(**{key: now})
+
+    def prepare(self) -> None:
+        """Everything that can be wrong with the model or the data is found here, before nodes."""
+        self.workshop.initial_base()
+        if not self.config.parts.rounds:
+            return
+        parts = self.workshop.parts(self._equal_workplan(), 0)
+        certify(self.base, parts, self.workshop.block, self.validation)
+        if not all(path.exists() for path in self.workshop.cluster_paths()):
+            shares = equal_fractions(self.config.parts.count)
+            clusters = make_clusters(
+                self.config.data, self.task, self.train, shares, self.config.seed
+            )
+            write_clusters(self.folder / "clusters", clusters)
+
+    # -- what the machine and the nodes must know ------------------------------------------------
+
+    def round_settings(self) -> RoundSettings:
+        """The round machine's view of the config."""
+        parts, rounds = self.config.parts, self.config.rounds
+        return RoundSettings(
+            rounds=parts.rounds,
+            min_nodes=rounds.min_nodes or parts.count,
+            join_timeout_seconds=rounds.join_timeout_seconds,
+            quorum=math.ceil(rounds.quorum * parts.count),
+            deadline_seconds=rounds.deadline_seconds,
+            return_seconds=2 * rounds.heartbeat_seconds,
+            refusals=rounds.refusals,
+            handoff=self.config.handoff.enabled,
+        )
+
+    def check_profile(self, profile: NodeProfile) -> None:
+        """Raise RefusedError where a node's task or data are not the run's."""
+        if profile.task_digest != self._task_digest:
+            raise RefusedError(
+                f"this node has another version of the task {self.config.task.name} or of "
+                "partsum; install the coordinator's on it"
+            )
+        if not profile.data_digest and not self.config.data.stream:
+            raise RefusedError(
+                "this node has no copy of the training data; put it where the task looks for it, "
+                "or let the coordinator send samples with stream = true under [data]"
+            )
+        if profile.data_digest and profile.data_digest != self._data_digest:
+            raise RefusedError(
+                f"this node's training data is not the coordinator's (digest "
+                f"{profile.data_digest[:8]}, expected {self._data_digest[:8]}); copy it over, or "
+                "remove it and set stream = true under [data]"
+            )
+
+    def train_settings(self) -> TrainSettings:
+        """How nodes train."""
+        training = self.config.training
+        return TrainSettings(
+            batch_size=training.batch_size,
+            learning_rate=training.learning_rate,
+            width_lr_power=training.width_lr_power,
+            weight_decay=training.weight_decay,
+            betas=training.betas,
+            gradient_clip=training.gradient_clip,
+            warmup=training.warmup,
+            precision=training.precision,
+            aggregate=self.config.parts.aggregate,
+            deterministic=self.config.deterministic,
+        )
+
+    def assignment(self, plan: RoundPlan, index: int) -> Assignment:
+        """One part of a round as it goes to a node."""
+        planned = plan.parts[index]
+        return Assignment(
+            id=f"r{plan.round}-p{index}",
+            round=plan.round,
+            part_index=index,
+            part=planned.part,
+            seed=planned.seed,
+            start=planned.start,
+            cluster=planned.cluster,
+            samples=None,
+            first_sample=planned.first_sample,
+            num_samples=planned.num_samples,
+            progress=plan.progress,
+            settings=self.train_settings(),
+        )
+
+    # -- rounds -----------------------------------------------------------------------------------
+
+    async def open_round(
+        self, round: int, profiles: Mapping[str, NodeProfile]
+    ) -> tuple[RoundPlan, list[str], list[int]]:
+        """The round's plan, each part's holder, and the parts that are in already."""
+        self.opened = self.clock.now()
+        plan = self.store.plan(round)
+        done: list[int] = []
+        if plan is not None:
+            done = await asyncio.to_thread(self._whole_updates, round)
+            with self.stages.timing("plan"):
+                await asyncio.to_thread(self.workshop.restore_starts, plan)
+        else:
+            with self.stages.timing("plan"):
+                workplan = await asyncio.to_thread(self._made_workplan, profiles)
+                plan = await asyncio.to_thread(self.workshop.plan_round, workplan, round)
+            self.store.open_round(plan, self.opened)
+        noted = self.store.fact("holders") or {}
+        seen = noted.get("parts", {}) if noted.get("round") == round else {}
+        holders = [seen.get(str(k), part.holder) for k, part in enumerate(plan.parts)]
+        return plan, holders, done
+
+    def _whole_updates(self, round: int) -> list[int]:
+        """Parts whose spooled update survived; others are asked for again."""
+        whole = []
+        for part, received in self.store.updates(round).items():
+            path = self.workshop.update_path(round, part)
+            if path.exists() and blob_of(path) == received.update.blob:
+                whole.append(part)
+            else:
+                log.warning("round %d: the spooled update of part %d is damaged", round, part)
+                self.store.forget_update(round, part)
+        return whole
+
+    def note_holder(self, round: int, part: int, node: str) -> None:
+        """Who has a part, so that a restarted coordinator waits for the same node."""
+        noted = self.store.fact("holders") or {}
+        if noted.get("round") != round:
+            noted = {"round": round, "parts": {}}
+        noted["parts"][str(part)] = node
+        self.store.note(holders=noted)
+
+    def check_claim(self, update: Update, planned: PlannedPart) -> None:
+        """Raise UpdateRefusedError where what an update says of itself does not fit."""
+        check_claim(update, planned)
+
+    async def check_update(self, path: Path, planned: PlannedPart) -> None:
+        """Raise UpdateRefusedError where an update's tensors do not fit."""
+        await asyncio.to_thread(self.workshop.check, path, planned)
+
+    def take_update(self, node: str, update: Update, path: Path, at: float) -> None:
+        """Name the spooled update and write it into the journal."""
+        os.replace(path, self.workshop.update_path(update.round, update.part_index))
+        self.store.take_update(node, update, at)
+
+    async def close_round(self, plan: RoundPlan, missing: tuple[int, ...]) -> RoundResult:
+        """Merge, evaluate and commit."""
+        result, facts = await asyncio.to_thread(
+            self.workshop.merge_round, plan, missing, self.stages
+        )
+        result = replace(result, stage_seconds=self.stages.take())
+        with self.stages.timing("commit"):
+            self.store.commit_round(plan.round, result, self.clock.now(), facts)
+            keep = max(2, self.config.keep_bases) if self.config.keep_bases else 0
+            self.store.tidy(keep, self.workshop.kept_paths())
+        self.next_round = plan.round + 1
+        if result.loss is not None:
+            self.loss, self.accuracy = result.loss, result.accuracy
+        return result
+
+    async def samples_of(self, part: int) -> tuple[Path, Blob]:
+        """A cluster's samples as a file, for a node without the data set."""
+        return await asyncio.to_thread(self._write_samples, part)
+
+    def _write_samples(self, part: int) -> tuple[Path, Blob]:
+        path = self.folder / "clusters" / f"s{part}.safetensors"
+        if not path.exists():
+            indices = torch.frombuffer(
+                bytearray(self.workshop.cluster_paths()[part].read_bytes()), dtype=torch.int64
+            )
+            inputs, targets = gather(self.train, indices)
+            save_tensors(path, {"inputs": inputs, "targets": targets}, durable=False)
+        return path, blob_of(path)
+
+    # -- the run's plan ---------------------------------------------------------------------------
+
+    def _stored_workplan(self) -> Workplan | None:
+        stored = self.store.fact("workplan")
+        if stored is None:
+            return None
+        return Workplan(tuple(stored["fractions"]), tuple(stored["holders"]), stored["share"])
+
+    def _made_workplan(self, profiles: Mapping[str, NodeProfile]) -> Workplan:
+        """The fractions and the schedule, fixed for the run once its first nodes are there."""
+        if self._workplan is None:
+            fractions, holders = self._fractions(profiles)
+            self._workplan = Workplan(fractions, holders, self.share(fractions))
+            self.store.note(workplan=vars(self._workplan))
+        return self._workplan
+
+    def _fractions(
+        self, profiles: Mapping[str, NodeProfile]
+    ) -> tuple[tuple[float, ...], tuple[str, ...]]:
+        parts = self.config.parts
+        nobody = ("",) * parts.count
+        if isinstance(parts.fractions, list):
+            return tuple(parts.fractions), nobody
+        names = sorted(profiles)[: parts.count]
+        if parts.fractions == "equal" or len(names) < parts.count:
+            if parts.fractions == "measured":
+                log.warning("fewer nodes than parts: widths are equal, not measured")
+            return tuple(equal_fractions(parts.count)), nobody
+        fractions = measured_fractions(
+            [profiles[name].gflops for name in names],
+            [profiles[name].memory_bytes for name in names],
+            parts.mode,
+        )
+        return tuple(fractions), tuple(names)
+
+    def _equal_workplan(self) -> Workplan:
+        parts = self.config.parts
+        given = parts.fractions if isinstance(parts.fractions, list) else None
+        fractions = tuple(given or equal_fractions(parts.count))
+        return Workplan(fractions, ("",) * parts.count, 0.0)
+
+    def share(self, fractions: Sequence[float]) -> float:
+        """Where on the schedule the hand-off starts."""
+        config = self.config
+        if config.training.parts_share != "auto":
+            return config.training.parts_share
+        if not config.handoff.enabled:
+            return 1.0
+        if not config.parts.rounds:
+            return 0.0
+        plan = Workplan(tuple(fractions), ("",) * len(fractions), 0.0)
+        shape, widths = self.base.shape, self.base.widths
+        batch = config.training.batch_size
+        costs = [
+            part_cost(shape, widths, part, self.task, self.train, batch).flops_per_sample
+            for part in set(self.workshop.parts(plan, 0))
+        ]
+        full = part_cost(shape, widths, WHOLE, self.task, self.train, batch).flops_per_sample
+        total = num_samples(self.train)
+        per_part = config.parts.rounds * config.parts.local_epochs * total / config.parts.count
+        return parts_share(
+            max(costs), full, round(per_part), config.handoff.epochs * total, config.parts.count
+        )
+
+    # -- hand-off and end -------------------------------------------------------------------------
+
+    def begin_handoff(self, bytes_moved: tuple[int, int]) -> None:
+        """Note where the parts phase ended."""
+        if self.store.fact("handoff_began") is None:
+            self.store.note(handoff_began=self.clock.now(), parts_bytes=bytes_moved)
+
+    async def hand_off(self, changed: Callable[[], None]) -> None:
+        """Let DeepSpeed train the merged base; its result becomes the run's."""
+        config = self.config
+        plan = self.store.plan(self.next_round - 1) if self.next_round else None
+        grouped = config.handoff.norms == "grouped" and plan is not None
+        norm_parts = self.workshop.norm_parts(plan) if grouped and plan else []
+        share = (
+            self._workplan.share if self._workplan else self.share(self._equal_workplan().fractions)
+        )
+        job = HandoffJob(
+            task=config.task,
+            base=self.store.base_path(base_name(self.next_round)),
+            folder=self.folder / "handoff",
+            seed=config.seed,
+            deterministic=config.deterministic,
+            handoff=config.handoff,
+            training=config.training,
+            share=share,
+            norm_parts=[{n: list(u) for n, u in part.units.items()} for part in norm_parts],
+        )
+
+        def note(progress: HandoffProgress) -> None:
+            self.handoff_progress = progress
+            body: dict[str, float | None] = {"loss": progress.loss}
+            if progress.scores is not None:
+                self.loss, self.accuracy = progress.scores.loss, progress.scores.accuracy
+                body |= {"validation_loss": self.loss, "accuracy": self.accuracy}
+            self.store.note_curve(progress.step, self.clock.now(), body)
+            changed()
+
+        result = await run_handoff(job, note)
+        self.loss, self.accuracy = result.scores.loss, result.scores.accuracy
+        final = self.folder / "final.safetensors"
+        os.replace(result.final, final)
+        self.store.note(
+            handoff={
+                "start": vars(result.start_scores),
+                "end": vars(result.scores),
+                "seconds": result.seconds,
+                "peak_memory_bytes": result.peak_memory_bytes,
+            }
+        )
+
+    def status(
+        self,
+        phase: str,
+        reason: str,
+        parts_in: int,
+        bytes_moved: tuple[int, int],
+        nodes: tuple[NodeStatus, ...],
+    ) -> RunStatus:
+        """The run as an operator sees it."""
+        nan = float("nan")
+        progress = self.handoff_progress
+        return RunStatus(
+            run=self.folder.name,
+            phase=phase,  # type: ignore[arg-type]
+            reason=reason,
+            round=self.next_round,
+            rounds=self.config.parts.rounds,
+            parts_in=parts_in,
+            parts=self.config.parts.count,
+            loss=nan if self.loss is None else self.loss,
+            accuracy=nan if self.accuracy is None else self.accuracy,
+            handoff_step=progress.step if progress else 0,
+            handoff_steps=progress.steps if progress else 0,
+            elapsed_seconds=self.clock.now(),
+            bytes_sent=bytes_moved[0],
+            bytes_received=bytes_moved[1],
+            nodes=nodes,
+            folder=str(self.folder),
+        )

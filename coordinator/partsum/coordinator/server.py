@@ -1,0 +1,104 @@
+"""The coordinator as a process: opens its doors, serves one run to its end, closes them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from partsum.coordinator.conclude import Outcome, conclude
+from partsum.coordinator.daemon import CoordinatorDaemon
+from partsum.coordinator.run import Run
+from partsum.coordinator.service import CoordinatorService, OperatorService
+from partsum.coordinator.summary import Summary
+from partsum.protos.v1 import partsum_pb2 as pb
+from partsum.protos.v1 import partsum_pb2_grpc as rpc
+from partsum.shared.errors import PartsumError
+from partsum.shared.metrics import MetricsServer
+from partsum.shared.transport import SERVER_OPTIONS
+
+log = logging.getLogger(__name__)
+
+_GRACE_SECONDS = 2.0
+
+
+async def serve(run: Run, ready: int | None = None) -> Summary:
+    """Serve a run until it ends or is stopped; its summary and report are written then.
+
+    Where ``ready`` is a descriptor, a line of JSON with the address and the folder is written to it
+    once nodes can dial in.
+
+    Raises PartsumError where a port is in use, before anything has begun.
+    """
+    config = run.config.server
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    port = _bind(server, config.host, config.port)
+    address = f"{config.host}:{port}"
+    daemon = CoordinatorDaemon(run, address)
+    rpc.add_CoordinatorServiceServicer_to_server(CoordinatorService(daemon), server)
+    rpc.add_OperatorServiceServicer_to_server(OperatorService(daemon), server)
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    metrics = MetricsServer(
+        daemon.metrics.registry, config.host, config.metrics_port, daemon.health
+    )
+    log.info("run %s in %s", run.folder.name, run.folder)
+    log.info("listening on %s; metrics on http://%s:%d/metrics", address, config.host, metrics.port)
+    run.store.note(address=address, metrics_port=metrics.port)
+    async with _signals(daemon):
+        await server.start()
+        await checks.set("", health_pb2.HealthCheckResponse.SERVING)
+        daemon.start()
+        if ready is not None:
+            with open(ready, "w", encoding="utf-8") as pipe:
+                print(json.dumps({"address": address, "folder": str(run.folder)}), file=pipe)
+        state, reason = await daemon.outcome
+        if state == "finished":
+            for node in daemon.registry:
+                if node.session:
+                    finished = pb.Finished(reason="the run is done")
+                    node.session.send(pb.ControlResponse(finished=finished))
+        summary = await asyncio.to_thread(conclude, run, daemon.registry, _outcome(state), reason)
+        await daemon.close()
+        await server.stop(_GRACE_SECONDS)
+    metrics.close()
+    return summary
+
+
+def _outcome(state: str) -> Outcome:
+    if state == "finished":
+        return "finished"
+    return "stopped" if state == "stopped" else "failed"
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError:
+        bound = 0
+    if bound == 0:
+        raise PartsumError(
+            f"cannot listen on {host}:{port}: the port is in use, or the address is not this "
+            "machine's. Set another [server] port (0 takes a free one), or stop what listens there"
+        )
+    return bound
+
+
+@asynccontextmanager
+async def _signals(daemon: CoordinatorDaemon) -> AsyncIterator[None]:
+    """Ctrl-C and SIGTERM end the daemon cleanly; the run can be resumed."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, daemon.stop, f"stopped by {number.name}")
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

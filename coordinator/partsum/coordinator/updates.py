@@ -1,0 +1,82 @@
+"""Updates are checked before they count: a bad one is refused whole, with the reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from partsum.coordinator.store import PlannedPart
+from partsum.shared.errors import UpdateRefusedError, WireError
+from partsum.shared.messages import Update
+from partsum.shared.part import Part, cut_module
+from partsum.shared.tensors import TensorFile
+from partsum.shared.width import Widths
+
+Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+def part_shapes(shape: nn.Module, widths: Widths, part: Part) -> Shapes:
+    """Names, dtypes and shapes of a part's state dict, from a model on the meta device."""
+    state = cut_module(shape, widths, part).state_dict()
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+
+
+def check_claim(update: Update, planned: PlannedPart) -> None:
+    """Check what an update says of itself, before a byte of it is taken. Raises UpdateRefused."""
+    base = planned.start.digest if planned.start else ""
+    if update.start_digest != base:
+        raise UpdateRefusedError(
+            "base",
+            f"it was trained from {update.start_digest or 'a fresh part'}, but this round starts "
+            f"from {base or 'a fresh part'}",
+        )
+    if update.num_samples != planned.num_samples:
+        raise UpdateRefusedError(
+            "samples",
+            f"it counts {update.num_samples} samples, but {planned.num_samples} were assigned",
+        )
+    if not math.isfinite(update.loss):
+        raise UpdateRefusedError("not_finite", f"its training loss is {update.loss}")
+
+
+def check_update(path: Path, expected: Shapes) -> None:
+    """Check the tensors of an update, one at a time. Raises UpdateRefused with the tensor's name.
+
+    Refused: a missing or unknown tensor, another shape or dtype, a value that is not finite, and a
+    file that is not well formed.
+    """
+    try:
+        with TensorFile(path) as file:
+            _check_names(set(file.tensors), set(expected))
+            for name, (dtype, shape) in expected.items():
+                found = file.tensors[name]
+                if found.shape != shape:
+                    raise UpdateRefusedError(
+                        "shape", f"tensor {name!r} has shape {found.shape}, expected {shape}"
+                    )
+                if found.dtype != dtype:
+                    raise UpdateRefusedError(
+                        "dtype", f"tensor {name!r} is {found.dtype}, expected {dtype}"
+                    )
+                _check_finite(name, file.read(name))
+    except WireError as error:
+        raise UpdateRefusedError("damaged", str(error)) from error
+
+
+def _check_names(found: set[str], expected: set[str]) -> None:
+    if missing := sorted(expected - found):
+        raise UpdateRefusedError("missing", f"tensor {missing[0]!r} is missing")
+    if extra := sorted(found - expected):
+        raise UpdateRefusedError("extra", f"tensor {extra[0]!r} is not in this model")
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    low, high = torch.aminmax(tensor)  # one pass; nan and inf both show in it
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise UpdateRefusedError("not_finite", f"tensor {name!r} holds nan or infinity")

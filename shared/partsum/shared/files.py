@@ -1,0 +1,36 @@
+"""Files as bytes: read in chunks, digested, made durable. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import xxhash
+
+CHUNK_BYTES = 1 << 20  # 1-2 MiB moves most bytes a second over gRPC (measured on loopback)
+
+
+def read_chunks(path: Path, offset: int = 0, size: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """A file's bytes from ``offset`` on, in chunks."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(offset)
+        while chunk := file.read(size):
+            yield chunk
+
+
+def file_digest(path: Path) -> str:
+    """The file's xxh3-128 digest, 32 hex digits."""
+    digest = xxhash.xxh3_128()
+    for chunk in read_chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in this folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
