@@ -1,0 +1,39 @@
+# make demo   the whole job on this machine      make test   everything that CI runs
+# make setup  only the set-up                    make check  linters, types, contracts, protocol
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test check bench clean
+
+help:
+	@sed -n 's/^# *//p' Makefile | head -2
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt scripts/setup.sh scripts/build_deepspeed.sh
+	@PYTHON=$(PYTHON) VENV=$(VENV) sh scripts/setup.sh
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/partsum demo
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/buf lint protos
+	@sh scripts/check_protos.sh
+
+test: check
+	$(BIN)/pytest
+
+bench: $(READY)
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script --quick; done
+
+clean:
+	rm -rf $(VENV) .venv-protos

@@ -1,0 +1,236 @@
+"""The round machine, driven by hand: no socket, no sleep."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from partsum.coordinator import events as e
+from partsum.coordinator.rounds import RoundMachine
+
+
+def settings_for(parts: int = 2, **changes: object) -> e.RoundSettings:
+    values: dict[str, object] = {
+        "rounds": 2,
+        "min_nodes": parts,
+        "join_timeout_seconds": 60.0,
+        "quorum": 1,
+        "deadline_seconds": 100.0,
+        "return_seconds": 5.0,
+        "refusals": 3,
+        "handoff": True,
+    }
+    return e.RoundSettings(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def started(machine: RoundMachine, parts: int = 2, now: float = 0.0) -> None:
+    """Bring as many nodes as parts, and open the round."""
+    for k in range(parts):
+        machine.handle(e.NodeReady(f"n{k}"), now)
+    machine.handle(e.Planned([""] * parts), now)
+
+
+def test_a_run_goes_through_rounds_and_hand_off_to_its_end() -> None:
+    machine = RoundMachine(settings_for(), 0, 0.0)
+    assert machine.handle(e.NodeReady("n0"), 0.0).actions == ()
+    assert machine.handle(e.NodeReady("n1"), 1.0).actions == (e.Plan(0),)
+    decision = machine.handle(e.Planned(["", ""]), 2.0)
+    assert decision.actions == (e.Assign("n0", 0), e.Assign("n1", 1))
+    assert decision.reason == "waiting for parts 0, 1 from n0, n1"
+    assert machine.handle(e.UpdateIn("n0", 0), 3.0).actions == ()
+    assert machine.handle(e.UpdateIn("n1", 1), 4.0).actions == (e.Merge(()),)
+    assert machine.handle(e.Merged(), 5.0).actions == (e.Plan(1),)
+    machine.handle(e.Planned(["n0", "n1"]), 6.0)
+    machine.handle(e.UpdateIn("n1", 1), 7.0)
+    machine.handle(e.UpdateIn("n0", 0), 8.0)
+    assert machine.handle(e.Merged(), 9.0).actions == (e.Handoff(),)
+    assert machine.handle(e.HandoffDone(), 10.0).actions == (e.Finish(),)
+
+
+def test_fewer_nodes_than_parts_take_several_each_after_the_join_timeout() -> None:
+    machine = RoundMachine(settings_for(parts=3), 0, 0.0)
+    first = machine.handle(e.NodeReady("n0"), 0.0)
+    assert first.actions == ()
+    assert first.wake_at == 60.0
+    assert machine.handle(e.Tick(), 60.0).actions == (e.Plan(0),)
+    assert machine.handle(e.Planned(["", "", ""]), 61.0).actions == (e.Assign("n0", 0),)
+    assert machine.handle(e.UpdateIn("n0", 0), 62.0).actions == (e.Assign("n0", 1),)
+
+
+def test_a_part_goes_first_to_the_node_that_had_it() -> None:
+    machine = RoundMachine(settings_for(), 0, 0.0)
+    machine.handle(e.NodeReady("n0"), 0.0)
+    machine.handle(e.NodeReady("n1"), 0.0)
+    actions = machine.handle(e.Planned(["n1", "n0"]), 0.0).actions
+    assert actions == (e.Assign("n1", 0), e.Assign("n0", 1))
+
+
+def test_a_lost_nodes_part_waits_a_little_for_it_and_then_goes_to_another() -> None:
+    machine = RoundMachine(settings_for(), 0, 0.0)
+    started(machine)
+    assert machine.handle(e.UpdateIn("n0", 0), 1.0).actions == ()
+    held = machine.handle(e.NodeGone("n1"), 2.0)
+    assert held.actions == ()
+    assert held.wake_at == 7.0
+    assert machine.handle(e.Tick(), 7.0).actions == (e.Assign("n0", 1),)
+
+
+def test_a_lost_node_that_is_back_in_time_gets_its_own_part_again() -> None:
+    machine = RoundMachine(settings_for(), 0, 0.0)
+    started(machine)
+    machine.handle(e.UpdateIn("n0", 0), 1.0)
+    machine.handle(e.NodeGone("n1"), 2.0)
+    assert machine.handle(e.NodeReady("n1"), 3.0).actions == (e.Assign("n1", 1),)
+
+
+def test_a_node_that_reconnects_unseen_is_sent_its_assignment_again() -> None:
+    machine = RoundMachine(settings_for(), 0, 0.0)
+    started(machine)
+    assert machine.handle(e.NodeReady("n1"), 1.0).actions == (e.Assign("n1", 1),)
+
+
+def test_the_first_update_of_a_part_counts_and_the_slower_node_is_told() -> None:
+    machine = RoundMachine(settings_for(), 0, 0.0)
+    started(machine)
+    machine.handle(e.UpdateIn("n0", 0), 1.0)
+    machine.handle(e.NodeGone("n1"), 2.0)
+    machine.handle(e.Tick(), 7.0)  # n0 has part 1 now
+    actions = machine.handle(e.UpdateIn("n1", 1), 8.0).actions
+    assert actions == (e.Cancel("n0", 1, "n1 delivered it first"), e.Merge(()))
+    assert machine.handle(e.UpdateIn("n0", 1), 9.0).actions == ()
+
+
+def test_a_round_past_its_deadline_closes_with_a_quorum_and_says_what_is_missing() -> None:
+    machine = RoundMachine(settings_for(), 0, 0.0)
+    started(machine)
+    machine.handle(e.UpdateIn("n0", 0), 1.0)
+    actions = machine.handle(e.Tick(), 100.0).actions
+    assert actions == (e.Cancel("n1", 1, "the round's deadline has passed"), e.Merge((1,)))
+
+
+def test_a_round_past_its_deadline_without_a_quorum_waits_and_says_so() -> None:
+    machine = RoundMachine(settings_for(quorum=2), 0, 0.0)
+    started(machine)
+    machine.handle(e.UpdateIn("n0", 0), 1.0)
+    late = machine.handle(e.Tick(), 100.0)
+    assert late.actions == ()
+    assert late.reason.endswith("1 updates are short of the quorum of 2")
+
+
+def test_a_node_that_fails_too_often_gets_no_more_work() -> None:
+    machine = RoundMachine(settings_for(refusals=2), 0, 0.0)
+    started(machine)
+    again = machine.handle(e.JobFailed("n1", 1, "out of memory"), 1.0)
+    assert again.actions == ()  # n0 has not tried it yet, and is busy
+    actions = machine.handle(e.UpdateIn("n0", 0), 2.0).actions
+    assert actions == (e.Assign("n0", 1),)
+    machine.handle(e.JobFailed("n0", 1, "out of memory"), 3.0)
+    assert machine.jobs[1].state == "assigned"  # both failed it once: somebody tries again
+
+
+def test_a_run_whose_nodes_all_fail_ends_with_the_last_reason() -> None:
+    machine = RoundMachine(settings_for(parts=1, refusals=2), 0, 0.0)
+    started(machine, parts=1)
+    assert machine.handle(e.JobFailed("n0", 0, "no such file"), 1.0).actions == (
+        e.Assign("n0", 0),
+    )
+    actions = machine.handle(e.JobFailed("n0", 0, "no such file"), 2.0).actions
+    assert actions == (e.Fail("every node failed; the last one said: n0: no such file"),)
+
+
+def test_after_a_restart_updates_that_were_in_are_not_asked_for_again() -> None:
+    machine = RoundMachine(settings_for(), 1, 0.0)
+    machine.handle(e.NodeReady("n0"), 0.0)
+    assert machine.handle(e.NodeReady("n1"), 0.0).actions == (e.Plan(1),)
+    assert machine.handle(e.Planned(["n0", "n1"], done=[0]), 0.0).actions == (e.Assign("n1", 1),)
+
+
+def test_with_no_rounds_the_base_goes_straight_to_the_hand_off() -> None:
+    machine = RoundMachine(settings_for(rounds=0), 0, 0.0)
+    assert machine.handle(e.Tick(), 0.0).actions == (e.Handoff(),)
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Whatever happens in whatever order: no update counts twice, none is lost, nothing stalls."""
+
+    nodes = Bundle("nodes")
+
+    @initialize(parts=st.integers(1, 4), quorum=st.integers(1, 4))
+    def start(self, parts: int, quorum: int) -> None:
+        self.parts = parts
+        self.now = 0.0
+        self.merged: list[int] = []
+        self.given: set[tuple[str, int]] = set()
+        self.over = False
+        self.machine = RoundMachine(
+            settings_for(parts, rounds=3, quorum=min(quorum, parts), min_nodes=1), 0, 0.0
+        )
+        self.tell(e.Tick())
+
+    def tell(self, event: e.Event) -> None:
+        decision = self.machine.handle(event, self.now)
+        assert decision.reason
+        for action in decision.actions:
+            match action:
+                case e.Plan(round):
+                    self.given.clear()
+                    assert round == len(self.merged)
+                    self.tell(e.Planned([""] * self.parts))
+                case e.Assign(node, part):
+                    assert self.machine.members[node].state == "busy"
+                    self.given.add((node, part))
+                case e.Merge(missing):
+                    into = {p for p, job in self.machine.jobs.items() if job.state == "in"}
+                    assert into | set(missing) == set(range(self.parts))
+                    assert len(into) >= self.machine.settings.quorum
+                    self.merged.append(len(into))
+                    self.tell(e.Merged())
+                case e.Handoff() | e.Fail():
+                    self.over = True
+
+    @rule(target=nodes, name=st.sampled_from(["a", "b", "c", "d"]))
+    def join(self, name: str) -> str:
+        self.tell(e.NodeReady(name))
+        return name
+
+    @rule(name=nodes)
+    def leave(self, name: str) -> None:
+        self.tell(e.NodeGone(name))
+
+    @rule(name=nodes, part=st.integers(0, 3))
+    def deliver(self, name: str, part: int) -> None:
+        if (name, part) in self.given:
+            self.tell(e.UpdateIn(name, part))
+
+    @rule(name=nodes, part=st.integers(0, 3))
+    def fail(self, name: str, part: int) -> None:
+        if (name, part) in self.given:
+            self.given.discard((name, part))
+            self.tell(e.JobFailed(name, part, "it broke"))
+
+    @rule(seconds=st.sampled_from([1.0, 10.0, 200.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.tell(e.Tick())
+
+    @precondition(lambda self: hasattr(self, "machine"))
+    @invariant()
+    def an_idle_node_never_watches_a_part_that_waits(self) -> None:
+        if self.over or self.machine.phase != "training":
+            return
+        idle = [n for n, m in self.machine.members.items() if m.state == "idle"]
+        waiting = [j for j in self.machine.jobs.values() if j.state == "pending"]
+        if idle and any(job.hold_until <= self.now for job in waiting):
+            free = [j for j in waiting if j.hold_until <= self.now]
+            assert all(set(idle) <= job.failed_on for job in free)
+
+
+AnyOrder.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAnyOrder = AnyOrder.TestCase
