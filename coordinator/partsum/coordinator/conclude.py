@@ -160,7 +160,7 @@ def _rounds(run: Run) -> tuple[RoundSummary, ...]:
         updates = run.store.updates(number)
         count = len(plan.parts) if plan else 0
         during = [event for event in events if opened <= event[0] <= closed]
-        missing = ", ".join(map(str, result.missing))
+        partial = [text for _, kind, _, _, text in during if kind == "partial"]
         rounds.append(
             RoundSummary(
                 round=number + 1,
@@ -171,11 +171,11 @@ def _rounds(run: Run) -> tuple[RoundSummary, ...]:
                 ),
                 missing_parts=result.missing,
                 refused=tuple(
-                    RefusalSummary(node=node, part=-1, kind=kind.partition(":")[2], reason=text)
-                    for _, kind, node, text in during
+                    RefusalSummary(node=node, part=part, kind=kind.partition(":")[2], reason=text)
+                    for _, kind, node, part, text in during
                     if kind.startswith("refused:")
                 ),
-                reason=f"closed without part {missing}" if missing else "",
+                reason="; ".join(partial),
                 stage_seconds=StageSeconds(
                     **{k: v for k, v in result.stage_seconds.items() if k in _STAGES}
                 ),

@@ -85,9 +85,7 @@ class Demo:
             self._console.print(f"the coordinator ended with exit code {code}; it said last:")
             self._console.print(self._tail("coordinator"), markup=False, highlight=False)
             return code or EXIT_FAILED
-        self._console.print(summary_table(read_summary(summary)))
-        self._console.print(f"checkpoint: {run / 'final.safetensors'}", soft_wrap=True)
-        self._console.print(f"report:     {run / 'report.html'}", soft_wrap=True)
+        self._console.print(summary_table(read_summary(summary), run))
         return EXIT_OK
 
     async def _start_coordinator(self) -> tuple[str, Path]:

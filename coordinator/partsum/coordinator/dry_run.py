@@ -9,9 +9,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from partsum.coordinator.base import Base, certify
+from partsum.coordinator.base import Base
 from partsum.coordinator.cost import Cost, part_cost, parts_share
 from partsum.coordinator.figures import bytes_text, count_text
+from partsum.coordinator.invariants import certify
 from partsum.coordinator.planner import equal_fractions, plan_parts
 from partsum.shared.config import RunConfig, load_config
 from partsum.shared.errors import EXIT_OK

@@ -54,7 +54,7 @@ def run_coordinator(
         ) from error
     finally:
         store.close()
-    Console(file=sys.stderr).print(summary_table(summary))
+    Console(file=sys.stderr).print(summary_table(summary, run.folder))
     if summary.state == "stopped":
         log.info("%s; the same command resumes it", summary.reason)
         return EXIT_STOPPED

@@ -95,7 +95,7 @@ def _status_of_folder(folder: Path, as_json: bool) -> int:
     if as_json and summary.exists():
         print(summary.read_text(encoding="utf-8"))
     elif summary.exists():
-        Console().print(summary_table(read_summary(summary)))
+        Console().print(summary_table(read_summary(summary), folder))
     else:
         state = read_facts(folder).get("state")
         rounds = count_rounds(folder)

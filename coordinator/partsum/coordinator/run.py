@@ -6,27 +6,27 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from partsum.coordinator.base import Base, certify
+from partsum.coordinator.base import Base
 from partsum.coordinator.clock import RunClock, Stages
 from partsum.coordinator.clusters import make_clusters
-from partsum.coordinator.cost import part_cost, parts_share
 from partsum.coordinator.events import RoundSettings
 from partsum.coordinator.handoff import HandoffJob, HandoffProgress, run_handoff
-from partsum.coordinator.planner import equal_fractions, measured_fractions
+from partsum.coordinator.invariants import certify
+from partsum.coordinator.planner import equal_fractions
 from partsum.coordinator.store import PlannedPart, RoundPlan, RoundResult, Store
 from partsum.coordinator.updates import check_claim
-from partsum.coordinator.workshop import Workplan, Workshop, base_name, blob_of, write_clusters
+from partsum.coordinator.workplan import Workplan, make_workplan
+from partsum.coordinator.workshop import Workshop, base_name, blob_of, write_clusters
 from partsum.shared.config import RunConfig
 from partsum.shared.errors import DataError, RefusedError, TaskError
 from partsum.shared.messages import (
     Assignment,
-    Blob,
     NodeProfile,
     NodeStatus,
     RunStatus,
@@ -34,17 +34,13 @@ from partsum.shared.messages import (
     TrainSettings,
     Update,
 )
-from partsum.shared.part import WHOLE
 from partsum.shared.task import (
     Task,
     data_digest,
-    gather,
     load_samples,
     load_task,
-    num_samples,
     task_digest,
 )
-from partsum.shared.tensors import save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +91,7 @@ class Run:
         self.workshop.initial_base()
         if not self.config.parts.rounds:
             return
-        parts = self.workshop.parts(self._equal_workplan(), 0)
+        parts = self.workshop.parts(make_workplan(self.config, self.base, self.train, {}), 0)
         certify(self.base, parts, self.workshop.block, self.validation)
         if not all(path.exists() for path in self.workshop.cluster_paths()):
             shares = equal_fractions(self.config.parts.count)
@@ -244,20 +240,6 @@ class Run:
             self.loss, self.accuracy = result.loss, result.accuracy
         return result
 
-    async def samples_of(self, part: int) -> tuple[Path, Blob]:
-        """A cluster's samples as a file, for a node without the data set."""
-        return await asyncio.to_thread(self._write_samples, part)
-
-    def _write_samples(self, part: int) -> tuple[Path, Blob]:
-        path = self.folder / "clusters" / f"s{part}.safetensors"
-        if not path.exists():
-            indices = torch.frombuffer(
-                bytearray(self.workshop.cluster_paths()[part].read_bytes()), dtype=torch.int64
-            )
-            inputs, targets = gather(self.train, indices)
-            save_tensors(path, {"inputs": inputs, "targets": targets}, durable=False)
-        return path, blob_of(path)
-
     # -- the run's plan ---------------------------------------------------------------------------
 
     def _stored_workplan(self) -> Workplan | None:
@@ -267,60 +249,11 @@ class Run:
         return Workplan(tuple(stored["fractions"]), tuple(stored["holders"]), stored["share"])
 
     def _made_workplan(self, profiles: Mapping[str, NodeProfile]) -> Workplan:
-        """The fractions and the schedule, fixed for the run once its first nodes are there."""
+        """Made once, when the first nodes are there, and kept in the journal."""
         if self._workplan is None:
-            fractions, holders = self._fractions(profiles)
-            self._workplan = Workplan(fractions, holders, self.share(fractions))
+            self._workplan = make_workplan(self.config, self.base, self.train, profiles)
             self.store.note(workplan=vars(self._workplan))
         return self._workplan
-
-    def _fractions(
-        self, profiles: Mapping[str, NodeProfile]
-    ) -> tuple[tuple[float, ...], tuple[str, ...]]:
-        parts = self.config.parts
-        nobody = ("",) * parts.count
-        if isinstance(parts.fractions, list):
-            return tuple(parts.fractions), nobody
-        names = sorted(profiles)[: parts.count]
-        if parts.fractions == "equal" or len(names) < parts.count:
-            if parts.fractions == "measured":
-                log.warning("fewer nodes than parts: widths are equal, not measured")
-            return tuple(equal_fractions(parts.count)), nobody
-        fractions = measured_fractions(
-            [profiles[name].gflops for name in names],
-            [profiles[name].memory_bytes for name in names],
-            parts.mode,
-        )
-        return tuple(fractions), tuple(names)
-
-    def _equal_workplan(self) -> Workplan:
-        parts = self.config.parts
-        given = parts.fractions if isinstance(parts.fractions, list) else None
-        fractions = tuple(given or equal_fractions(parts.count))
-        return Workplan(fractions, ("",) * parts.count, 0.0)
-
-    def share(self, fractions: Sequence[float]) -> float:
-        """Where on the schedule the hand-off starts."""
-        config = self.config
-        if config.training.parts_share != "auto":
-            return config.training.parts_share
-        if not config.handoff.enabled:
-            return 1.0
-        if not config.parts.rounds:
-            return 0.0
-        plan = Workplan(tuple(fractions), ("",) * len(fractions), 0.0)
-        shape, widths = self.base.shape, self.base.widths
-        batch = config.training.batch_size
-        costs = [
-            part_cost(shape, widths, part, self.task, self.train, batch).flops_per_sample
-            for part in set(self.workshop.parts(plan, 0))
-        ]
-        full = part_cost(shape, widths, WHOLE, self.task, self.train, batch).flops_per_sample
-        total = num_samples(self.train)
-        per_part = config.parts.rounds * config.parts.local_epochs * total / config.parts.count
-        return parts_share(
-            max(costs), full, round(per_part), config.handoff.epochs * total, config.parts.count
-        )
 
     # -- hand-off and end -------------------------------------------------------------------------
 
@@ -335,9 +268,7 @@ class Run:
         plan = self.store.plan(self.next_round - 1) if self.next_round else None
         grouped = config.handoff.norms == "grouped" and plan is not None
         norm_parts = self.workshop.norm_parts(plan) if grouped and plan else []
-        share = (
-            self._workplan.share if self._workplan else self.share(self._equal_workplan().fractions)
-        )
+        share = self._made_workplan({}).share
         job = HandoffJob(
             task=config.task,
             base=self.store.base_path(base_name(self.next_round)),
@@ -352,7 +283,8 @@ class Run:
 
         def note(progress: HandoffProgress) -> None:
             self.handoff_progress = progress
-            body: dict[str, float | None] = {"loss": progress.loss}
+            # Before the first step there is no training loss, only the start's evaluation.
+            body: dict[str, float | None] = {"loss": progress.loss if progress.step else None}
             if progress.scores is not None:
                 self.loss, self.accuracy = progress.scores.loss, progress.scores.accuracy
                 body |= {"validation_loss": self.loss, "accuracy": self.accuracy}

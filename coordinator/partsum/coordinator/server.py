@@ -18,7 +18,6 @@ from partsum.coordinator.daemon import CoordinatorDaemon
 from partsum.coordinator.run import Run
 from partsum.coordinator.service import CoordinatorService, OperatorService
 from partsum.coordinator.summary import Summary
-from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.protos.v1 import partsum_pb2_grpc as rpc
 from partsum.shared.errors import PartsumError
 from partsum.shared.metrics import MetricsServer
@@ -42,7 +41,7 @@ async def serve(run: Run, ready: int | None = None) -> Summary:
     port = _bind(server, config.host, config.port)
     address = f"{config.host}:{port}"
     daemon = CoordinatorDaemon(run, address)
-    rpc.add_CoordinatorServiceServicer_to_server(CoordinatorService(daemon), server)
+    rpc.add_CoordinatorServiceServicer_to_server(CoordinatorService(daemon.desk), server)
     rpc.add_OperatorServiceServicer_to_server(OperatorService(daemon), server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
@@ -60,12 +59,9 @@ async def serve(run: Run, ready: int | None = None) -> Summary:
             with open(ready, "w", encoding="utf-8") as pipe:
                 print(json.dumps({"address": address, "folder": str(run.folder)}), file=pipe)
         state, reason = await daemon.outcome
-        if state == "finished":
-            for node in daemon.registry:
-                if node.session:
-                    finished = pb.Finished(reason="the run is done")
-                    node.session.send(pb.ControlResponse(finished=finished))
-        summary = await asyncio.to_thread(conclude, run, daemon.registry, _outcome(state), reason)
+        summary = await asyncio.to_thread(
+            conclude, run, daemon.desk.registry, _outcome(state), reason
+        )
         await daemon.close()
         await server.stop(_GRACE_SECONDS)
     metrics.close()

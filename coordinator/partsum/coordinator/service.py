@@ -7,19 +7,21 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 import xxhash
 
+from partsum.coordinator.daemon import CoordinatorDaemon
+from partsum.coordinator.desk import NodeDesk
 from partsum.coordinator.registry import Node, Session
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.protos.v1 import partsum_pb2_grpc as rpc
 from partsum.shared import wire
 from partsum.shared.errors import PartsumError, RefusedError, UpdateRefusedError, WireError
 from partsum.shared.files import CHUNK_BYTES, file_digest
-from partsum.shared.messages import NodeProfile, Progress, RunStatus, Update
+from partsum.shared.messages import NodeProfile, Progress, Update
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -29,71 +31,11 @@ else:
 log = logging.getLogger(__name__)
 
 
-class Daemon(Protocol):
-    """What the door asks of the daemon behind it; all in the daemon's event loop."""
-
-    def node_joins(self, hello: pb.Hello) -> tuple[Node, Session]:
-        """A node connects. Raises RefusedError."""
-        ...
-
-    def node_ready(self, node: Node, session: Session, profile: NodeProfile) -> None:
-        """It has the task. Raises RefusedError."""
-        ...
-
-    def node_heard(self, node: Node) -> None:
-        """It lives."""
-        ...
-
-    def node_progress(self, node: Node, progress: Progress) -> None:
-        """It trains."""
-        ...
-
-    def node_failed(self, node: Node, assignment: str, reason: str) -> None:
-        """It cannot do an assignment."""
-        ...
-
-    def node_left(self, node: Node, session: Session) -> None:
-        """Its stream has ended."""
-        ...
-
-    def known_node(self, name: str) -> Node:
-        """The node of that name. Raises RefusedError where it has not joined."""
-        ...
-
-    def blob_path(self, node: Node, digest: str) -> Path:
-        """Where a blob that this node may have lies. Raises RefusedError."""
-        ...
-
-    def update_wanted(self, node: Node, update: Update) -> str:
-        """Empty, or why the update is not wanted. Raises UpdateRefusedError."""
-        ...
-
-    def spool(self, node: Node, update: Update) -> Path:
-        """The file that an update's bytes are gathered in."""
-        ...
-
-    async def take_update(self, node: Node, update: Update, path: Path) -> None:
-        """All bytes are in ``path``. Raises UpdateRefusedError."""
-        ...
-
-    def refuse_update(self, node: Node, update: Update, error: UpdateRefusedError) -> None:
-        """An update was refused."""
-        ...
-
-    def statuses(self) -> AsyncIterator[RunStatus]:
-        """The run's status, now and on every change."""
-        ...
-
-    def stop(self, reason: str) -> None:
-        """An operator wants the coordinator to end."""
-        ...
-
-
 class CoordinatorService(rpc.CoordinatorServiceServicer):
     """What nodes call."""
 
-    def __init__(self, daemon: Daemon) -> None:
-        self._daemon = daemon
+    def __init__(self, desk: NodeDesk) -> None:
+        self._desk = desk
 
     async def Control(
         self, request_iterator: AsyncIterator[pb.ControlRequest], context: Context
@@ -104,7 +46,7 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
             yield _refused(RefusedError("the first message must be Hello"))
             return
         try:
-            node, session = self._daemon.node_joins(first.hello)
+            node, session = self._desk.joins(first.hello)
         except RefusedError as error:
             yield _refused(error)
             return
@@ -114,7 +56,7 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
                 yield message
         finally:
             reader.cancel()
-            self._daemon.node_left(node, session)
+            self._desk.left(node, session)
 
     async def _read(
         self, node: Node, session: Session, requests: AsyncIterator[pb.ControlRequest]
@@ -123,8 +65,8 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
         try:
             async for request in requests:
                 node.bytes_received += request.ByteSize()
-                self._daemon.node_heard(node)
-                self._hand_over(node, session, request)
+                self._desk.heard(node)
+                self._hand_over(node, request)
         except RefusedError as error:
             log.warning("refused node=%s: %s", node.name, error)
             session.send(_refused(error))
@@ -133,7 +75,7 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
         finally:
             session.close()
 
-    def _hand_over(self, node: Node, session: Session, request: pb.ControlRequest) -> None:
+    def _hand_over(self, node: Node, request: pb.ControlRequest) -> None:
         match request.WhichOneof("kind"):
             case "ready":
                 ready = request.ready
@@ -144,22 +86,22 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
                     task_digest=ready.task_digest,
                     data_digest=ready.data_digest,
                 )
-                self._daemon.node_ready(node, session, profile)
+                self._desk.ready(node, profile)
             case "progress":
                 p = request.progress
                 progress = Progress(p.assignment, p.samples_done, p.loss, p.samples_per_second)
-                self._daemon.node_progress(node, progress)
+                self._desk.progress(node, progress)
             case "failed":
                 failed = request.failed
-                self._daemon.node_failed(node, failed.assignment, failed.reason[:2000])
+                self._desk.failed(node, failed.assignment, failed.reason[:2000])
 
     async def Pull(
         self, request: pb.PullRequest, context: Context
     ) -> AsyncIterator[pb.PullResponse]:
         """The bytes of a blob."""
         try:
-            node = self._daemon.known_node(request.node)
-            path = self._daemon.blob_path(node, request.digest)
+            node = self._desk.known(request.node)
+            path = self._desk.blob_path(node, request.digest)
         except PartsumError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         offset = max(0, request.offset)
@@ -174,21 +116,21 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
         """How much of an update is here already."""
         try:
             node, update = self._claim(request)
-            reason = self._daemon.update_wanted(node, update)
+            reason = self._desk.update_wanted(node, update)
         except UpdateRefusedError as error:
-            node = self._daemon.known_node(request.node)
-            self._daemon.refuse_update(node, wire.update_from_wire(request.update), error)
+            node = self._desk.known(request.node)
+            self._desk.refuse_update(node, wire.update_from_wire(request.update), error)
             return pb.OfferResponse(wanted=False, reason=str(error))
         except PartsumError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         if reason:
             return pb.OfferResponse(wanted=False, reason=reason)
-        spool = self._daemon.spool(node, update)
+        spool = self._desk.spool(node, update)
         held = spool.stat().st_size if spool.exists() else 0
         return pb.OfferResponse(wanted=True, offset=min(held, update.blob.size_bytes))
 
     def _claim(self, request: pb.OfferRequest) -> tuple[Node, Update]:
-        return self._daemon.known_node(request.node), wire.update_from_wire(request.update)
+        return self._desk.known(request.node), wire.update_from_wire(request.update)
 
     async def Push(
         self, request_iterator: AsyncIterator[pb.PushRequest], context: Context
@@ -202,14 +144,14 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
         update: Update | None = None
         try:
             node, update = self._claim(first.offer)
-            if reason := self._daemon.update_wanted(node, update):
+            if reason := self._desk.update_wanted(node, update):
                 return pb.PushResponse(accepted=False, reason=reason)
-            spool = self._daemon.spool(node, update)
+            spool = self._desk.spool(node, update)
             await self._gather(node, update, spool, requests)
-            await self._daemon.take_update(node, update, spool)
+            await self._desk.take_update(node, update, spool)
         except UpdateRefusedError as error:
             assert update is not None
-            self._daemon.refuse_update(node, update, error)
+            self._desk.refuse_update(node, update, error)
             return pb.PushResponse(accepted=False, reason=str(error))
         except WireError as error:
             await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
@@ -249,7 +191,7 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
 class OperatorService(rpc.OperatorServiceServicer):
     """What people and scripts call."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: CoordinatorDaemon) -> None:
         self._daemon = daemon
 
     async def Watch(

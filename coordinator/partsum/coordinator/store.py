@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS updates (
 CREATE TABLE IF NOT EXISTS nodes (name TEXT PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS spans (
     node TEXT, round INTEGER, part INTEGER, state TEXT, start REAL, end REAL);
-CREATE TABLE IF NOT EXISTS events (at REAL, kind TEXT, node TEXT, text TEXT);
+CREATE TABLE IF NOT EXISTS events (at REAL, kind TEXT, node TEXT, part INTEGER, text TEXT);
 CREATE TABLE IF NOT EXISTS curve (step INTEGER PRIMARY KEY, at REAL, body TEXT NOT NULL);
 """
 
@@ -242,14 +242,15 @@ class Store:
         """All nodes' timelines."""
         return [Span(*row) for row in self._read("SELECT * FROM spans ORDER BY start")]
 
-    def note_event(self, at: float, kind: str, text: str, node: str = "") -> None:
+    def note_event(self, at: float, kind: str, text: str, node: str = "", part: int = -1) -> None:
         """Something that the report should tell."""
         with self._guard, self._db:
-            self._db.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (at, kind, node, text))
+            row = (at, kind, node, part, text)
+            self._db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?)", row)
 
-    def events(self) -> list[tuple[float, str, str, str]]:
-        """What happened: (seconds of the run, kind, node, text)."""
-        return self._read("SELECT at, kind, node, text FROM events ORDER BY at")
+    def events(self) -> list[tuple[float, str, str, int, str]]:
+        """What happened: (seconds of the run, kind, node, part or -1, text)."""
+        return self._read("SELECT at, kind, node, part, text FROM events ORDER BY at")
 
     def note_curve(self, step: int, at: float, body: Mapping[str, object]) -> None:
         """A point of the hand-off's curve."""

@@ -10,24 +10,26 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from partsum.coordinator.base import Base, assert_mean_of_parts
+from partsum.coordinator.base import Base
 from partsum.coordinator.clock import Stages
 from partsum.coordinator.gradients import GradientStep
+from partsum.coordinator.invariants import assert_merge
 from partsum.coordinator.merge import AVERAGE, BLOCK, Contribution, Tensors, merge_files
 from partsum.coordinator.planner import plan_parts
 from partsum.coordinator.stand_in import stand_in
 from partsum.coordinator.store import PlannedPart, RoundPlan, RoundResult, Store
 from partsum.coordinator.updates import Shapes, check_update, part_shapes
+from partsum.coordinator.workplan import Workplan
 from partsum.shared.config import RunConfig
 from partsum.shared.files import file_digest
 from partsum.shared.messages import Blob, Update
 from partsum.shared.part import Part, cut_tensors
-from partsum.shared.task import Samples, Scores
+from partsum.shared.task import Samples, Scores, gather
 from partsum.shared.tensors import TensorFile, load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
@@ -41,15 +43,6 @@ def base_name(version: int) -> str:
 def blob_of(path: Path, digest: str | None = None) -> Blob:
     """The blob that a file is."""
     return Blob(digest or file_digest(path), path.stat().st_size)
-
-
-@dataclass(frozen=True)
-class Workplan:
-    """What is fixed for a whole run once its nodes are known; kept in the journal."""
-
-    fractions: tuple[float, ...]
-    holders: tuple[str, ...]  # the node that each part was sized for, or ""
-    share: float  # where on the schedule the hand-off starts
 
 
 class Workshop:
@@ -154,6 +147,15 @@ class Workshop:
                 name = f"start-r{plan.round}-p{k}.safetensors"
                 paths[part.start.digest] = self.store.spool_path(name)
         return paths
+
+    def cluster_samples(self, part: int) -> tuple[Path, Blob]:
+        """A cluster's samples as a file, for a node without the data set."""
+        path = self.store.folder / "clusters" / f"s{part}.safetensors"
+        if not path.exists():
+            raw = bytearray(self.cluster_paths()[part].read_bytes())
+            inputs, targets = gather(self.train, torch.frombuffer(raw, dtype=torch.int64))
+            save_tensors(path, {"inputs": inputs, "targets": targets}, durable=False)
+        return path, blob_of(path)
 
     # -- updates ----------------------------------------------------------------------------------
 
@@ -267,26 +269,8 @@ class Workshop:
             return None
         model = self.base.model(path, self.norm_parts(plan))
         if self.block:
-            self._assert_invariants(plan, shares, path)
+            assert_merge(self.base, model, list(shares.values()), self.validation)
         return self.base.scores(model, self.validation)
-
-    def _assert_invariants(
-        self, plan: RoundPlan, shares: Mapping[int, Contribution], path: Path
-    ) -> None:
-        """The merged base computes the parts' mean, and its loss is at most theirs."""
-        merged = self.base.model(path, self.norm_parts(plan))
-        inputs, targets = self.base.probe(self.validation)
-        counted = {k: share for k, share in shares.items() if share.weight > 0}
-        total = sum(share.weight for share in counted.values())
-        weights = [share.weight / total for share in counted.values()]
-        models = [self.base.part_model(share.part, share.tensors) for share in counted.values()]
-        assert_mean_of_parts(merged, models, weights, inputs)
-        criterion = self.base.task.loss
-        losses = [float(criterion(model(inputs), targets)) for model in models]
-        mean = sum(w * loss for w, loss in zip(weights, losses, strict=True))
-        if float(criterion(merged(inputs), targets)) > mean + 1e-3:
-            # Certain for a loss that is convex in the outputs; another loss may do this honestly.
-            log.warning("the merged base's loss is above its parts' mean of %.4f", mean)
 
 
 def _share_of(cluster_size: int, config: RunConfig) -> int:
@@ -298,6 +282,7 @@ def _share_of(cluster_size: int, config: RunConfig) -> int:
 
 def write_clusters(folder: Path, clusters: Sequence[np.ndarray]) -> None:
     """Write each cluster's sorted sample indices as little-endian int64."""
-    folder.mkdir(exist_ok=True)
     for k, indices in enumerate(clusters):
-        (folder / f"c{k}.i64").write_bytes(indices.astype("<i8").tobytes())
+        fresh = folder / f".c{k}.i64"
+        fresh.write_bytes(indices.astype("<i8").tobytes())
+        fresh.replace(folder / f"c{k}.i64")

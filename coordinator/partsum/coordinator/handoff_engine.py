@@ -1,0 +1,152 @@
+"""The model in DeepSpeed's hands, and out of them again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from partsum.coordinator.handoff import HandoffJob
+from partsum.coordinator.handoff_config import DeepSpeedSettings
+from partsum.coordinator.norms import group_norms
+from partsum.shared.errors import HandoffError
+from partsum.shared.part import Part
+from partsum.shared.task import Task
+from partsum.shared.tensors import load_tensors
+from partsum.shared.width import find_widths
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which rank this is, and the device that it has."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the ranks train on GPUs."""
+        return self.device.type == "cuda"
+
+
+class Engine(Protocol):
+    """What is used of DeepSpeed's engine, which has no types of its own."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: object | None
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """The model's outputs."""
+
+    def train(self) -> None:
+        """Put the model into training mode."""
+
+    def eval(self) -> None:
+        """Put the model into evaluation mode."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this micro batch's gradients, over the ranks."""
+
+    def step(self) -> None:
+        """Step the optimizer, after the last micro batch of a batch."""
+
+    def save_checkpoint(
+        self, save_dir: str, tag: str, client_state: dict[str, Any], save_latest: bool
+    ) -> bool:
+        """Write this rank's share of ``save_dir/tag``; all ranks have to call it."""
+
+    def load_checkpoint(self, load_dir: str, tag: str) -> tuple[str | None, dict[str, Any]]:
+        """Load this rank's share; returns its path and the client state."""
+
+
+def build_model(job: HandoffJob, task: Task) -> nn.Module:
+    """The task's model with the base's weights, its norms grouped where the job says so."""
+    model = task.model()
+    model.load_state_dict(load_tensors(job.base), strict=True)
+    if job.norm_parts:
+        parts = [Part({name: tuple(u) for name, u in part.items()}) for part in job.norm_parts]
+        group_norms(model, find_widths(model), parts)
+    return model
+
+
+def start_engine(model: nn.Module, settings: DeepSpeedSettings, place: Place) -> Engine:
+    """DeepSpeed's engine around the model, which it moves to its device and shards."""
+    import deepspeed  # its import takes a second, and asks which accelerator there is
+
+    _check_ops(settings, place.on_gpu)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    engine: Engine
+    with nullcontext() if settings.by_user else _without_muon():
+        engine, *_ = deepspeed.initialize(
+            model=model, model_parameters=trained, config=settings.values, dist_init_required=False
+        )
+    return engine
+
+
+@contextmanager
+def _without_muon() -> Iterator[None]:
+    """Let DeepSpeed not find an optimizer of its own that is not used here.
+
+    It looks for it in order to know its type, and importing it imports torch's compiler: 2.6 s and
+    100 MB in every rank (measured).
+    """
+    name = "deepspeed.runtime.zero.muon.muon_optimizer"
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+def _check_ops(settings: DeepSpeedSettings, on_gpu: bool) -> None:
+    """Never compile at run time: it takes minutes, and a killed build blocks the next one."""
+    from deepspeed.git_version_info import installed_ops
+
+    needed = {"cpu_adam"} if settings.offloads else set()
+    missing = (needed if on_gpu else needed | {"deepspeed_shm_comm"}) - {
+        op for op, built in installed_ops.items() if built
+    }
+    if missing:
+        raise HandoffError(
+            f"DeepSpeed is installed without its compiled {' and '.join(sorted(missing))}; "
+            "scripts/build_deepspeed.sh (which `make setup` calls) builds it in a few minutes"
+        )
+
+
+def whole_tensors(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    """The state dict of a model that DeepSpeed may have sharded; every rank has to call this.
+
+    Parameters come from the float32 masters where there are any; buffers are this rank's own.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    whole: dict[int, Tensor] = {}  # tied tensors have several names, and are gathered once
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in whole:
+            master = safe_get_full_fp32_param(tensor) if tensor.requires_grad else None
+            whole[id(tensor)] = (tensor if master is None else master).detach().cpu()
+        tensors[name] = whole[id(tensor)].to(dtypes[name])
+    return tensors
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has held: the GPU's, or on CPUs the resident set's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Not getrusage, whose peak includes that of the process this one was forked from.
+    status = Path("/proc/self/status").read_text()
+    return next(int(li.split()[1]) for li in status.splitlines() if li.startswith("VmHWM")) * 1024
+
+
+def log(text: str) -> None:
+    """Say something in handoff.log, where the ranks' output goes."""
+    print(f"partsum: {text}", flush=True)

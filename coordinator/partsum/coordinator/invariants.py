@@ -1,0 +1,106 @@
+"""What must hold of a cut and of a merge, checked on a probe batch; nothing else would show it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from partsum.coordinator.base import Base
+from partsum.coordinator.merge import Contribution
+from partsum.coordinator.norms import group_norms
+from partsum.shared.errors import WidthError
+from partsum.shared.part import Part, cut_module, fresh_module, index_map, region
+from partsum.shared.task import Samples
+from partsum.shared.width import Widths
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-4  # of the largest output, for "the same function"
+
+
+def assert_merge(
+    base: Base, merged: nn.Module, shares: Sequence[Contribution], samples: Samples
+) -> None:
+    """Mode block: the merged model computes the parts' mean, and its loss is at most theirs.
+
+    Raises WidthError where the first does not hold. The second is certain for a loss that is convex
+    in the outputs; another loss may break it honestly, so that is only said.
+    """
+    inputs, targets = base.probe(samples)
+    counted = [share for share in shares if share.weight > 0]
+    total = sum(share.weight for share in counted)
+    weights = [share.weight / total for share in counted]
+    parts = [base.part_model(share.part, share.tensors) for share in counted]
+    assert_mean_of_parts(merged, parts, weights, inputs)
+    with torch.no_grad():
+        losses = [float(base.task.loss(part(inputs), targets)) for part in parts]
+        loss = float(base.task.loss(merged(inputs), targets))
+    mean = sum(w * part_loss for w, part_loss in zip(weights, losses, strict=True))
+    if not loss <= mean + 1e-3:
+        log.warning("the merged base's loss of %.4f is above its parts' mean, %.4f", loss, mean)
+
+
+def assert_mean_of_parts(
+    merged: nn.Module, parts: Sequence[nn.Module], weights: Sequence[float], inputs: Tensor
+) -> float:
+    """Raise WidthError unless merged(x) is the weighted mean of the parts' outputs; the error.
+
+    This is what catches a wrong index map, cross blocks that are not zero, and a missing 1/K.
+    """
+    with torch.no_grad():
+        expected = sum(w * part(inputs) for w, part in zip(weights, parts, strict=True))
+        found = merged(inputs)
+    return _same(found, expected, "the merged base does not compute the mean of its parts")
+
+
+def certify(base: Base, parts: Sequence[Part], block: bool, samples: Samples) -> None:
+    """Raise WidthError unless a cut model computes what the base does without the other units.
+
+    The certificate catches every silent error of a width rule: a head count that was not mended, a
+    slot that was forgotten, a norm over the wrong slice.
+    """
+    inputs, _ = base.probe(samples)
+    built = fresh_module(base.task.model(), 0).to(base.device).eval()
+    state = {name: tensor.clone() for name, tensor in built.state_dict().items()}
+    for part in {parts[0], parts[-1]} if len(parts) > 1 else parts:
+        if not part.units:
+            continue
+        narrow = cut_module(built, base.widths, part).eval()
+        masked = fresh_module(base.task.model(), 0).to(base.device).eval()
+        if block:
+            group_norms(masked, base.widths, parts)
+        masked.load_state_dict(_masked(state, base.widths, part))
+        with torch.no_grad():
+            _same(
+                masked(inputs),
+                narrow(inputs),
+                "a cut model does not compute what the base does without the other units: the "
+                "model's width_groups() do not describe it",
+            )
+
+
+def _masked(state: dict[str, Tensor], widths: Widths, part: Part) -> dict[str, Tensor]:
+    """The state with all units outside of the part set to zero, and scales to one."""
+    masked = dict(state)
+    for name, dims in index_map(widths, part).items():
+        where = region(state[name], dims)
+        masked[name] = torch.zeros_like(state[name])
+        masked[name][where] = state[name][where]
+    for name in widths.scales:
+        masked[name] = torch.ones_like(state[name])
+    return masked
+
+
+def _same(found: Tensor, expected: Tensor | int, what: str) -> float:
+    assert isinstance(expected, Tensor)
+    largest = max(1.0, float(expected.abs().max()))
+    error = float((found - expected).abs().max())
+    if not error <= TOLERANCE * largest:
+        raise WidthError(
+            f"{what}: outputs up to {largest:.3g} differ by {error:.3g}, which is more than "
+            f"{TOLERANCE * largest:.1g}"
+        )
+    return error
