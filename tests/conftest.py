@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from hypothesis import HealthCheck, settings
+
+# Tiny models gain nothing from threads, and on a busy machine threads wait for each other.
+torch.set_num_threads(1)
 
 # Times on a shared machine say nothing; what is drawn is the same on every machine.
 settings.register_profile(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from partsum.coordinator.merge import Readable
 from partsum.coordinator.norms import group_norms, has_batch_norm, recalibrate
+from partsum.shared.errors import PartsumError, TaskError
 from partsum.shared.part import Part, cut_module, fresh_module
 from partsum.shared.task import Samples, Scores, Task, evaluate, gather, num_samples, walk
 from partsum.shared.tensors import TensorFile, save_tensors
@@ -23,9 +24,29 @@ _RECALIBRATION_BATCHES = 20  # design: enough to bring averaged statistics back
 
 
 def meta_model(task: Task) -> nn.Module:
-    """The task's model without its memory: shapes only."""
-    with torch.device("meta"):
-        return task.model()
+    """The task's model without its memory: shapes only.
+
+    Raises:
+        TaskError: the model cannot be built.
+    """
+    try:
+        try:
+            with torch.device("meta"):
+                return task.model()
+        except (NotImplementedError, RuntimeError):  # building it needs values
+            return task.model().to("meta")
+    except PartsumError:
+        raise
+    except Exception as error:  # it is the user's code
+        raise TaskError(f"the task's model failed: {type(error).__name__}: {error}") from error
+
+
+def seeded_model(task: Task, seed: int) -> nn.Module:
+    """The task's model, freshly initialised. Same seed, same bytes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # for what only building the model fills
+        model = task.model()
+    return fresh_module(model, seed)
 
 
 class Base:
@@ -44,8 +65,7 @@ class Base:
 
     def initial(self, path: Path, seed: int, scale: float) -> str:
         """Write base 0, freshly initialised, with every scale set; returns its digest."""
-        model = fresh_module(self.task.model(), seed)
-        state = model.state_dict()
+        state = seeded_model(self.task, seed).state_dict()
         for name in self.widths.scales:
             state[name] = torch.full_like(state[name], scale)
         return save_tensors(path, state, {"partsum.base": "0"})
@@ -90,7 +110,9 @@ class Base:
         model = self.model(path)
         wanted = min(num_samples(train), _RECALIBRATION_BATCHES * 128)
         picked = walk(seed, torch.arange(num_samples(train)), 0, wanted, 128)
-        recalibrate(model, [gather(train, index)[0].to(self.device) for index in picked])
+        # A batch of one has no spread, and torch refuses it.
+        batches = [gather(train, index)[0] for index in picked if len(index) > 1]
+        recalibrate(model, [inputs.to(self.device) for inputs in batches])
         return save_tensors(path, {name: t.cpu() for name, t in model.state_dict().items()})
 
     def probe(self, samples: Samples) -> tuple[Tensor, Tensor]:

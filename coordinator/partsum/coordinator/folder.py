@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def read_facts(folder: Path) -> dict[str, object]:
     if not journal.is_file():
         return {}
     try:
-        with sqlite3.connect(f"file:{journal}?mode=ro", uri=True) as database:
+        with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as database:
             rows = database.execute("SELECT key, value FROM facts").fetchall()
     except sqlite3.Error:
         return {}
@@ -73,7 +74,8 @@ def read_facts(folder: Path) -> dict[str, object]:
 def count_rounds(folder: Path) -> int:
     """Committed rounds in a run's journal, read only."""
     try:
-        with sqlite3.connect(f"file:{folder / 'journal.sqlite'}?mode=ro", uri=True) as database:
+        journal = folder / "journal.sqlite"
+        with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as database:
             query = "SELECT count(*) FROM rounds WHERE result IS NOT NULL"
             return int(database.execute(query).fetchone()[0])
     except sqlite3.Error:

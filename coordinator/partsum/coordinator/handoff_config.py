@@ -32,7 +32,6 @@ class DeepSpeedSettings:
     micro_batch: int  # samples of one rank in one forward pass
     accumulation: int  # forward passes of a step
     world_size: int
-    by_user: bool = False  # the values are a JSON file's
 
     @property
     def batch_size(self) -> int:
@@ -133,7 +132,7 @@ def _users_settings(path: Path, world_size: int) -> DeepSpeedSettings:
             f"{accumulation} ({_ACCUMULATION}) x {world_size} ranks (handoff.local_world_size) "
             f"makes {product}; they have to agree"
         )
-    return DeepSpeedSettings(values, micro, accumulation, world_size, by_user=True)
+    return DeepSpeedSettings(values, micro, accumulation, world_size)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

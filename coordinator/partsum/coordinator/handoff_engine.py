@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,26 +82,10 @@ def start_engine(model: nn.Module, settings: DeepSpeedSettings, place: Place) ->
     _check_ops(settings, place.on_gpu)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine: Engine
-    with nullcontext() if settings.by_user else _without_muon():
-        engine, *_ = deepspeed.initialize(
-            model=model, model_parameters=trained, config=settings.values, dist_init_required=False
-        )
+    engine, *_ = deepspeed.initialize(
+        model=model, model_parameters=trained, config=settings.values, dist_init_required=False
+    )
     return engine
-
-
-@contextmanager
-def _without_muon() -> Iterator[None]:
-    """Let DeepSpeed not find an optimizer of its own that is not used here.
-
-    It looks for it in order to know its type, and importing it imports torch's compiler: 2.6 s and
-    100 MB in every rank (measured).
-    """
-    name = "deepspeed.runtime.zero.muon.muon_optimizer"
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[name]
 
 
 def _check_ops(settings: DeepSpeedSettings, on_gpu: bool) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from partsum.coordinator.base import Base
+from partsum.coordinator.base import Base, seeded_model
 from partsum.coordinator.merge import Contribution
 from partsum.coordinator.norms import group_norms
 from partsum.shared.errors import WidthError
-from partsum.shared.part import Part, cut_module, fresh_module, index_map, region
-from partsum.shared.task import Samples
+from partsum.shared.part import Part, cut_module, index_map, region
+from partsum.shared.task import Samples, Task
 from partsum.shared.width import Widths
 
 log = logging.getLogger(__name__)
@@ -63,23 +63,44 @@ def certify(base: Base, parts: Sequence[Part], block: bool, samples: Samples) ->
     slot that was forgotten, a norm over the wrong slice.
     """
     inputs, _ = base.probe(samples)
-    built = fresh_module(base.task.model(), 0).to(base.device).eval()
+    built = _noisy_model(base.task).to(base.device).eval()
     state = {name: tensor.clone() for name, tensor in built.state_dict().items()}
     for part in {parts[0], parts[-1]} if len(parts) > 1 else parts:
         if not part.units:
             continue
         narrow = cut_module(built, base.widths, part).eval()
-        masked = fresh_module(base.task.model(), 0).to(base.device).eval()
+        masked = base.task.model().to(base.device).eval()
         if block:
             group_norms(masked, base.widths, parts)
         masked.load_state_dict(_masked(state, base.widths, part))
+        _same(
+            _outputs(narrow, inputs),
+            _outputs(masked, inputs),
+            "a cut model does not compute what the base does without the other units: the "
+            "model's width_groups() do not describe it",
+        )
+
+
+def _noisy_model(task: Task) -> nn.Module:
+    """The task's model with no parameter left at 0 or 1, where an error would not show."""
+    model = seeded_model(task, 0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    try:
         with torch.no_grad():
-            _same(
-                masked(inputs),
-                narrow(inputs),
-                "a cut model does not compute what the base does without the other units: the "
-                "model's width_groups() do not describe it",
-            )
+            outputs: Tensor = model(inputs)
+    except Exception as error:  # whatever a model raises whose tensors do not fit each other
+        raise WidthError(
+            "a cut model does not run: the model's width_groups() forget a tensor, or an attribute "
+            f"that counts units ({type(error).__name__}: {error})"
+        ) from error
+    return outputs
 
 
 def _masked(state: dict[str, Tensor], widths: Widths, part: Part) -> dict[str, Tensor]:

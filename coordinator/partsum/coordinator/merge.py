@@ -117,8 +117,13 @@ class Merger:
             value = share.tensors.read(name).to(wide)
             where = region(merged, kept.get(name, {}))
             if seen.dim():
+                first = seen[where] == 0
                 seen[where] += weight
-                merged[where] = torch.lerp(merged[where], value, weight / seen[where])
+                mean = torch.lerp(merged[where], value, weight / seen[where])
+                merged[where] = torch.where(first, value, mean)
+            elif seen == 0:  # what was there must not count, be it nan
+                seen += weight
+                merged.copy_(value)
             else:
                 seen += weight
                 merged.lerp_(value, weight / float(seen))

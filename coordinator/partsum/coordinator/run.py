@@ -111,7 +111,11 @@ class Run:
             join_timeout_seconds=rounds.join_timeout_seconds,
             quorum=math.ceil(rounds.quorum * parts.count),
             deadline_seconds=rounds.deadline_seconds,
-            return_seconds=2 * rounds.heartbeat_seconds,
+            return_seconds=(
+                2 * rounds.heartbeat_seconds
+                if rounds.return_seconds is None
+                else rounds.return_seconds
+            ),
             refusals=rounds.refusals,
             handoff=self.config.handoff.enabled,
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from partsum.coordinator.base import Base
+from partsum.coordinator.base import Base, seeded_model
 from partsum.coordinator.merge import Contribution
 from partsum.shared.part import Part, cut_module, fresh_module
 
@@ -20,7 +20,7 @@ def stand_in(base: Base, part: Part, live: Sequence[Contribution], seed: int) ->
     It is merged with weight zero, so that the base's output is the mean of the live parts; the
     hand-off then trains it like everything else.
     """
-    model = cut_module(base.task.model(), base.widths, part)
+    model = cut_module(seeded_model(base.task, seed), base.widths, part)
     fresh = fresh_module(model, seed).state_dict()
     widths = {name: len(units) for name, units in part.units.items()}
     for share in live:

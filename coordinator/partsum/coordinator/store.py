@@ -16,20 +16,24 @@ whenever, the journal never speaks of a file that is not whole.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sqlite3
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
+from partsum.coordinator.lock import lock_file
+from partsum.coordinator.records import PlannedPart as PlannedPart
+from partsum.coordinator.records import Received as Received
+from partsum.coordinator.records import RoundPlan as RoundPlan
+from partsum.coordinator.records import RoundResult as RoundResult
+from partsum.coordinator.records import Span as Span
 from partsum.shared.errors import StateError
-from partsum.shared.messages import Blob, Update
-from partsum.shared.part import Part
+from partsum.shared.messages import Update
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -46,65 +50,10 @@ CREATE TABLE IF NOT EXISTS curve (step INTEGER PRIMARY KEY, at REAL, body TEXT N
 """
 
 
-@dataclass(frozen=True)
-class PlannedPart:
-    """One part of a round as it is in the journal; an assignment is made from it."""
-
-    part: Part
-    seed: int
-    start: Blob | None
-    cluster: Blob
-    first_sample: int
-    num_samples: int
-    holder: str  # the node that it suits, or ""
-
-
-@dataclass(frozen=True)
-class RoundPlan:
-    """A round's parts and where on the schedule it lies."""
-
-    round: int
-    base: str  # file name of the base that it starts from
-    parts: tuple[PlannedPart, ...]
-    progress: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class RoundResult:
-    """What came of a round."""
-
-    base: str  # file name of the new base
-    digest: str
-    loss: float | None
-    accuracy: float | None
-    missing: tuple[int, ...]
-    stage_seconds: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Received:
-    """An update in the spool."""
-
-    node: str
-    update: Update
-    at: float  # seconds of the run
-
-
-@dataclass(frozen=True)
-class Span:
-    """A stretch of a node's time: what it did for which part of which round."""
-
-    node: str
-    round: int
-    part: int
-    state: str
-    start: float
-    end: float
-
-
-_PLAN = TypeAdapter(RoundPlan)
-_RESULT = TypeAdapter(RoundResult)
-_UPDATE = TypeAdapter(Update)
+_NAN = ConfigDict(ser_json_inf_nan="constants")  # null would not come back as a float
+_PLAN = TypeAdapter(RoundPlan, config=_NAN)
+_RESULT = TypeAdapter(RoundResult, config=_NAN)
+_UPDATE = TypeAdapter(Update, config=_NAN)
 
 
 class Store:
@@ -117,29 +66,44 @@ class Store:
         self.folder = folder
         for name in ("bases", "parts", "spool", "handoff", "clusters"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(folder / "lock")
+        self._lock = lock_file(folder / "lock")
         self._guard = threading.RLock()
+        # Merging runs in a worker thread; the guard keeps transactions whole.
+        self._db = sqlite3.connect(folder / "journal.sqlite", check_same_thread=False)
         try:
-            # Merging runs in a worker thread; the guard keeps transactions whole.
-            self._db = sqlite3.connect(folder / "journal.sqlite", check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             # NORMAL loses nothing when a process dies; commit_round pays for power cuts too.
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
-            raise StateError(
-                f"the journal {folder / 'journal.sqlite'} cannot be read: {error}. Restore the "
-                "folder from a copy, or start a new run with --new"
-            ) from error
+            self.close()
+            raise self._broken(error) from error
 
     def close(self) -> None:
         """Let the folder go."""
         self._db.close()
         self._lock.close()
 
+    def _broken(self, error: Exception) -> StateError:
+        return StateError(
+            f"the journal {self.folder / 'journal.sqlite'} cannot be used: {error}. Free disk space "
+            "if there is none, else restore the folder from a copy, or start a new run with --new"
+        )
+
     def _read(self, sql: str, *arguments: object) -> list[Any]:
-        with self._guard:
-            return self._db.execute(sql, arguments).fetchall()
+        try:
+            with self._guard:
+                return self._db.execute(sql, arguments).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._broken(error) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            with self._guard, self._db:
+                yield
+        except sqlite3.DatabaseError as error:
+            raise self._broken(error) from error
 
     # -- facts ------------------------------------------------------------------------------------
 
@@ -150,7 +114,7 @@ class Store:
 
     def note(self, **facts: object) -> None:
         """Note JSON values about the run."""
-        with self._guard, self._db:
+        with self._transaction():
             self._db.executemany(
                 "INSERT OR REPLACE INTO facts VALUES (?, ?)",
                 [(key, json.dumps(value)) for key, value in facts.items()],
@@ -161,7 +125,7 @@ class Store:
     def open_round(self, plan: RoundPlan, at: float) -> None:
         """The round is planned: its blobs are in the spool."""
         text = _PLAN.dump_json(plan).decode()
-        with self._guard, self._db:
+        with self._transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO rounds (round, plan, opened) VALUES (?, ?, ?)",
                 (plan.round, text, at),
@@ -169,7 +133,7 @@ class Store:
 
     def take_update(self, node: str, update: Update, at: float) -> None:
         """The update's file is in the spool, whole and checked."""
-        with self._guard, self._db:
+        with self._transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?, ?)",
                 (update.round, update.part_index, node, _UPDATE.dump_json(update).decode(), at),
@@ -177,7 +141,7 @@ class Store:
 
     def forget_update(self, round: int, part: int) -> None:
         """The update's file turned out to be damaged."""
-        with self._guard, self._db:
+        with self._transaction():
             self._db.execute("DELETE FROM updates WHERE round = ? AND part = ?", (round, part))
 
     def commit_round(
@@ -186,7 +150,7 @@ class Store:
         """The new base is on disk: from here on the round cannot be lost."""
         with self._guard:
             self._db.execute("PRAGMA synchronous=FULL")
-        with self._guard, self._db:
+        with self._transaction():
             self._db.execute(
                 "UPDATE rounds SET closed = ?, result = ? WHERE round = ?",
                 (at, _RESULT.dump_json(result).decode(), round),
@@ -222,7 +186,7 @@ class Store:
 
     def note_node(self, name: str, body: Mapping[str, object]) -> None:
         """What is known of a node, for the summary."""
-        with self._guard, self._db:
+        with self._transaction():
             self._db.execute("INSERT OR REPLACE INTO nodes VALUES (?, ?)", (name, json.dumps(body)))
 
     def nodes(self) -> dict[str, dict[str, Any]]:
@@ -232,7 +196,7 @@ class Store:
 
     def note_span(self, span: Span) -> None:
         """A stretch of a node's time has ended."""
-        with self._guard, self._db:
+        with self._transaction():
             self._db.execute(
                 "INSERT INTO spans VALUES (?, ?, ?, ?, ?, ?)",
                 (span.node, span.round, span.part, span.state, span.start, span.end),
@@ -244,7 +208,7 @@ class Store:
 
     def note_event(self, at: float, kind: str, text: str, node: str = "", part: int = -1) -> None:
         """Something that the report should tell."""
-        with self._guard, self._db:
+        with self._transaction():
             row = (at, kind, node, part, text)
             self._db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?)", row)
 
@@ -254,7 +218,7 @@ class Store:
 
     def note_curve(self, step: int, at: float, body: Mapping[str, object]) -> None:
         """A point of the hand-off's curve."""
-        with self._guard, self._db:
+        with self._transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO curve VALUES (?, ?, ?)", (step, at, json.dumps(body))
             )
@@ -288,16 +252,3 @@ class Store:
                 path.unlink()
         for path in (self.folder / "spool").iterdir():
             path.unlink()
-
-
-def _lock(path: Path) -> TextIO:
-    handle = open(path, "w", encoding="ascii")  # noqa: SIM115 - held until close()
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        handle.close()
-        raise StateError(
-            f"the run {path.parent} is open in another coordinator; stop that one first, or start "
-            "a new run with --new"
-        ) from error
-    return handle

@@ -26,7 +26,7 @@ from partsum.coordinator.store import PlannedPart, RoundPlan, RoundResult, Store
 from partsum.coordinator.updates import Shapes, check_update, part_shapes
 from partsum.coordinator.workplan import Workplan
 from partsum.shared.config import RunConfig
-from partsum.shared.files import file_digest
+from partsum.shared.files import file_digest, sync_folder
 from partsum.shared.messages import Blob, Update
 from partsum.shared.part import Part, cut_tensors
 from partsum.shared.task import Samples, Scores, gather
@@ -225,7 +225,10 @@ class Workshop:
         old = self.store.base_path(plan.base)
         metadata = {"partsum.base": str(plan.round + 1)}
         if self.config.parts.aggregate == "gradients":
-            step = GradientStep(self.config.training, self.store.folder / "bases", plan.progress[1])
+            # The middle: at its end the schedule may be at zero, and the round would be lost.
+            step = GradientStep(
+                self.config.training, self.store.folder / "bases", sum(plan.progress) / 2
+            )
             digest = step.apply(old, shares, self.base.widths, out, plan.round)
         else:
             rule = BLOCK if self.block else AVERAGE
@@ -248,6 +251,7 @@ class Workshop:
                 "blob": vars(update.blob),
                 "samples": max(1, update.num_samples),
             }
+        sync_folder(self.store.folder / "parts")
         return {"parts": kept}
 
     def kept_paths(self) -> set[Path]:
@@ -277,7 +281,8 @@ def _share_of(cluster_size: int, config: RunConfig) -> int:
     """Samples that a part sees in a round."""
     if config.parts.aggregate == "gradients":
         return config.parts.gradient_batches * config.training.batch_size
-    return round(config.parts.local_epochs * cluster_size)
+    epochs = config.parts.local_epochs
+    return max(1, round(epochs * cluster_size)) if epochs else 0
 
 
 def write_clusters(folder: Path, clusters: Sequence[np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``partsum``; returns the exit code. A user's mistake ends in one message."""
     options = build_parser().parse_args(arguments)
+    sys.path.append(os.getcwd())  # a task's module may lie where the command is started
     try:
         return int(options.run(options))
     except PartsumError as error:

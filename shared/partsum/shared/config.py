@@ -24,7 +24,11 @@ class Section(BaseModel):
     """A table of run.toml: frozen, strict about types, closed to unknown keys."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -125,8 +129,8 @@ class TrainingConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _betas_are_a_pair(cls, values: dict[str, Any]) -> dict[str, Any]:
-        betas = values.get("betas")
+    def _betas_are_a_pair(cls, values: Any) -> Any:
+        betas = values.get("betas") if isinstance(values, dict) else None
         return {**values, "betas": tuple(betas)} if isinstance(betas, list) else values
 
 
@@ -143,6 +147,9 @@ class RoundsConfig(Section):
     """A round older than this closes with the updates that are in, if they make a quorum."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 2.0
     """Nodes say this often that they live; three missed and the node counts as gone."""
+    return_seconds: NotNegative | None = None
+    """A lost node's part waits this long for it before another may take it; by default two
+    heartbeats. A node that is back in time goes on exactly where it was."""
     refusals: Positive = 3
     """After this many refused or failed updates in a row a node gets no more work."""
 
@@ -214,12 +221,19 @@ class RunConfig(Section):
     keep_bases: Annotated[int, Field(ge=0)] = 3
     """How many of the newest base versions to keep; 0 keeps all."""
     task: TaskConfig = TaskConfig()
+    """What is trained."""
     data: DataConfig = DataConfig()
+    """Which samples each part sees in the parts phase."""
     parts: PartsConfig = PartsConfig()
+    """How the base is cut, and the rounds of the parts phase."""
     training: TrainingConfig = TrainingConfig()
+    """How a node trains its part."""
     rounds: RoundsConfig = RoundsConfig()
+    """When a round starts, and when it stops waiting."""
     handoff: HandoffConfig = HandoffConfig()
+    """DeepSpeed's part of the run."""
     server: ServerConfig = ServerConfig()
+    """Where the coordinator listens."""
 
     @model_validator(mode="after")
     def _quorum_of_nodes(self) -> RunConfig:

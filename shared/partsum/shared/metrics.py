@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+
+class _ServerOnIpv6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _Quiet(WSGIRequestHandler):
@@ -46,7 +51,8 @@ class MetricsServer:
             return [f"{sentence}\n".encode()]
 
         try:
-            self._server = make_server(host, port, app, _Server, _Quiet)
+            kind = _ServerOnIpv6 if ":" in host else _Server
+            self._server = make_server(host, port, app, kind, _Quiet)
         except OSError as error:
             raise PartsumError(
                 f"cannot serve metrics on {host}:{port}: {error.strerror or error}. "

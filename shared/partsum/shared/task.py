@@ -78,9 +78,9 @@ def _find(name: str) -> Callable[..., object]:
         raise TaskError(f"task name {name!r} is not of the form package.module:function")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # a task's module may fail in any way while it is imported
         raise TaskError(
-            f"cannot import the task's module {module_name!r}: {error}. It must be installed, or "
+            f"cannot import the task's module {module_name!r}: {type(error).__name__}: {error}. It must be installed, or "
             "be importable from where the command was started, on the coordinator and every node"
         ) from error
     function = getattr(module, function_name, None)
@@ -129,7 +129,7 @@ def data_digest(samples: Samples) -> str:
     if isinstance(samples, TensorDataset):
         tensors = samples.tensors
     else:
-        spread = torch.linspace(0, num_samples(samples) - 1, 64).long()
+        spread = torch.linspace(0, num_samples(samples) - 1, 64, dtype=torch.float64).long()
         tensors = gather(samples, spread)
     for tensor in tensors:
         flat = tensor.detach().contiguous()
@@ -144,6 +144,8 @@ def load_samples(make: Callable[[], Samples], what: str) -> Samples:
         samples = make()
     except FileNotFoundError as error:
         raise DataError(f"the {what} data is not on this machine: {error}") from error
+    if not isinstance(samples, Sized):
+        raise DataError(f"the {what} data set has no length; partsum needs a map-style one")
     if num_samples(samples) == 0:
         raise DataError(f"the {what} data set is empty")
     return samples

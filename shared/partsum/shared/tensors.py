@@ -19,7 +19,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from partsum.shared.errors import WireError
+from partsum.shared.errors import PartsumError, WireError
 from partsum.shared.files import sync_folder
 
 DTYPES: dict[str, torch.dtype] = {
@@ -104,10 +104,10 @@ def _read_header(file: int, path: Path) -> tuple[dict[str, TensorInfo], dict[str
         header = json.loads(os.pread(file, length, 8))
         metadata = {str(k): str(v) for k, v in header.pop("__metadata__", {}).items()}
         found = {name: _info(entry, 8 + length) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WireError(f"{path} is not a safetensors file: bad header: {error}") from error
     end = 8 + length
-    for name, info in sorted(found.items(), key=lambda item: item[1].start):
+    for name, info in sorted(found.items(), key=lambda item: (item[1].start, item[1].size_bytes)):
         if info.start != end:
             raise WireError(f"{path}: tensor {name!r} does not follow the one before it")
         end += info.size_bytes
@@ -120,6 +120,8 @@ def _info(entry: Mapping[str, object], base: int) -> TensorInfo:
     dtype = DTYPES[str(entry["dtype"])]
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"shape {shape!r}")
+    if math.prod(max(1, n) for n in shape) >= 1 << 60:  # torch overflows, even if it is empty
         raise ValueError(f"shape {shape!r}")
     if not isinstance(offsets, list) or [type(n) for n in offsets] != [int, int]:
         raise ValueError(f"data_offsets {offsets!r}")
@@ -149,6 +151,11 @@ class TensorWriter:
         offset = 0
         for name in self.order:
             dtype, shape = shapes[name]
+            if dtype not in _NAMES:
+                raise PartsumError(
+                    f"tensor {name!r} is {dtype}, which a safetensors file cannot hold; keep it in "
+                    f"the model as one of {', '.join(map(str, _NAMES))}"
+                )
             size = math.prod(shape) * dtype.itemsize
             header[name] = {
                 "dtype": _NAMES[dtype],
@@ -163,7 +170,11 @@ class TensorWriter:
         self._written = 0
         self._size = 0
         self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 - closed by commit()
-        self._write(len(text).to_bytes(8, "little") + text)
+        try:
+            self._write(len(text).to_bytes(8, "little") + text)
+        except BaseException:
+            self.abandon()
+            raise
 
     def _write(self, data: bytes | memoryview) -> None:
         self._digest.update(data)

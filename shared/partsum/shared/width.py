@@ -237,7 +237,11 @@ def check_widths(model: nn.Module, widths: Widths) -> None:
     """Raise WidthError unless every slot fits its tensor and no dimension is claimed twice."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     claimed: dict[tuple[str, int], str] = {}
+    names = [group.name for group in widths.groups]
     for group in widths.groups:
+        if names.count(group.name) > 1:
+            raise WidthError(f"two width groups have the name {group.name!r}")
+        _check_counts(model, group)
         for slot in group.slots:
             if slot.tensor not in tensors:
                 raise WidthError(
@@ -245,11 +249,11 @@ def check_widths(model: nn.Module, widths: Widths) -> None:
                     "does not have"
                 )
             shape = tensors[slot.tensor].shape
-            need = group.units * slot.block * len(slot.offsets)
-            if slot.dim >= len(shape) or shape[slot.dim] != need:
+            if not 0 <= slot.dim < len(shape) or not _tiles(slot, group.units, shape[slot.dim]):
                 raise WidthError(
-                    f"width group {group.name!r} has {group.units} units of {slot.block} in "
-                    f"dimension {slot.dim} of {slot.tensor!r}, whose shape is {tuple(shape)}"
+                    f"width group {group.name!r} has {group.units} units of {slot.block} at "
+                    f"offsets {slot.offsets} in dimension {slot.dim} of {slot.tensor!r}, whose shape is "
+                    f"{tuple(shape)}"
                 )
             other = claimed.setdefault((slot.tensor, slot.dim), group.name)
             if other != group.name:
@@ -260,3 +264,21 @@ def check_widths(model: nn.Module, widths: Widths) -> None:
     for name in (*widths.readouts, *widths.scales):
         if name not in tensors:
             raise WidthError(f"width_groups() names the tensor {name!r}, which does not exist")
+
+
+def _tiles(slot: Slot, units: int, size: int) -> bool:
+    """Whether the units own every index below ``size`` once."""
+    if units < 1 or units * slot.block * len(slot.offsets) != size:
+        return False
+    return torch.equal(slot.index(torch.arange(units)).sort().values, torch.arange(size))
+
+
+def _check_counts(model: nn.Module, group: WidthGroup) -> None:
+    modules = dict(model.named_modules())
+    for count in group.counts:
+        found = getattr(modules.get(count.module), count.attribute, None)
+        if found != count.per_unit * group.units:
+            raise WidthError(
+                f"width group {group.name!r} has {group.units} units, which {count.attribute!r} of "
+                f"module {count.module!r} should count by {count.per_unit} each, but it is {found}"
+            )

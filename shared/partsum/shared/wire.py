@@ -60,6 +60,8 @@ def part_from_wire(part: pb.Part) -> Part:
     """Raises WireError where ranges are empty, overlap or are out of order."""
     units: dict[str, tuple[int, ...]] = {}
     for name, ranges in part.units.items():
+        if not ranges.starts or len(ranges.starts) != len(ranges.ends):
+            raise WireError(f"the units of width group {name!r} are not a list of ranges")
         last = 0
         for start, end in zip(ranges.starts, ranges.ends, strict=True):
             if start < last or end <= start or end > 1 << 24:

@@ -1,0 +1,64 @@
+"""What the journal holds of a run, as plain frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from partsum.shared.messages import Blob, Part, Update
+
+
+@dataclass(frozen=True)
+class PlannedPart:
+    """One part of a round as it is in the journal; an assignment is made from it."""
+
+    part: Part
+    seed: int
+    start: Blob | None
+    cluster: Blob
+    first_sample: int
+    num_samples: int
+    holder: str  # the node that it suits, or ""
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """A round's parts and where on the schedule it lies."""
+
+    round: int
+    base: str  # file name of the base that it starts from
+    parts: tuple[PlannedPart, ...]
+    progress: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What came of a round."""
+
+    base: str  # file name of the new base
+    digest: str
+    loss: float | None
+    accuracy: float | None
+    missing: tuple[int, ...]
+    stage_seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Received:
+    """An update in the spool."""
+
+    node: str
+    update: Update
+    at: float  # seconds of the run
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a node's time: what it did for which part of which round."""
+
+    node: str
+    round: int
+    part: int
+    state: str
+    start: float
+    end: float

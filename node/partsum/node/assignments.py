@@ -1,0 +1,215 @@
+"""Carries out assignments, one at a time: blobs in, training, update out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from partsum.node import control
+from partsum.node.backoff import Backoff
+from partsum.node.blobs import BlobCache
+from partsum.node.client import Client, UnreachableError
+from partsum.node.metrics import NodeMetrics
+from partsum.node.orders import Train
+from partsum.node.process import WorkerProcess
+from partsum.node.state import Finished, NodeState, assignment_key
+from partsum.protos.v1 import partsum_pb2 as pb
+from partsum.shared.errors import PartsumError, RefusedError, TaskError, WireError
+from partsum.shared.messages import Assignment, Blob, NodeProfile, Progress, Update
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_TRIES = 3  # how often a "no" to a blob's transfer is heard before it is believed
+_GRACE_SECONDS = 2.0
+
+
+class Assignments:
+    """What the coordinator gives this node to do. It goes on while the connection is gone.
+
+    Args:
+        client: moves blobs.
+        worker: trains.
+        state: keeps the last finished update.
+        blobs: what is on disk.
+        metrics: kept up to date.
+        rng: for the jitter of retries.
+        joined: set while the coordinator has this node; transfers wait for it.
+        say: sends a control message if the node is connected.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        worker: WorkerProcess,
+        state: NodeState,
+        blobs: BlobCache,
+        metrics: NodeMetrics,
+        rng: random.Random,
+        joined: asyncio.Event,
+        say: Callable[[pb.ControlRequest], None],
+    ) -> None:
+        self._client = client
+        self._worker = worker
+        self._state = state
+        self._blobs = blobs
+        self._metrics = metrics
+        self._rng = rng
+        self._joined = joined
+        self._say = say
+        self._id = self._key = ""  # of the assignment that is under way
+        self._samples_counted = 0  # of the assignment, by the metric
+        self._delivering = False
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether one is under way."""
+        return self.task is not None and not self.task.done()
+
+    def take(self, assignment: Assignment, profile: NodeProfile) -> asyncio.Task[None] | None:
+        """Start on an assignment, in place of any other; None if it is under way already."""
+        key = assignment_key(assignment, profile)
+        if self.busy and (self._id, self._key) == (assignment.id, key):
+            log.info("assignment=%s is under way already; going on", assignment.id)
+            return None
+        self._id, self._key = assignment.id, key
+        self.task = asyncio.create_task(self._carry_out(assignment, key, self.task), name="job")
+        return self.task
+
+    def cancel(self, assignment_id: str, reason: str) -> None:
+        """Leave the assignment, if it is the one under way; empty means any."""
+        if self.task is not None and self.busy and assignment_id in {"", self._id}:
+            log.info("cancelled assignment=%s: %s", self._id, reason)
+            self.task.cancel()
+
+    async def _carry_out(
+        self, assignment: Assignment, key: str, before: asyncio.Task[None] | None
+    ) -> None:
+        """One assignment, from its blobs to its delivered update."""
+        if before is not None:
+            # The next assignment can overtake the answer to the last push; let that arrive.
+            await asyncio.wait({before}, timeout=_GRACE_SECONDS if self._delivering else 0)
+            before.cancel()
+            await asyncio.wait({before})
+        log.info("assignment=%s samples=%d", assignment.id, assignment.num_samples)
+        outcome = "cancelled"
+        try:
+            update = self._finished(key) or await self._train(assignment, key)
+            self._delivering = True
+            outcome = await self._deliver(update)
+        except TaskError:
+            raise
+        except PartsumError as error:
+            outcome = "failed"
+            log.error("assignment=%s failed: %s", assignment.id, error)
+            if self._joined.is_set():  # else the coordinator gives it out again anyway
+                self._say(control.failed(assignment.id, str(error)))
+        finally:
+            self._delivering = False
+            self._metrics.assignments.labels(outcome).inc()
+            self._metrics.samples_per_second.set(0)
+            self._metrics.state.state("idle")
+
+    def _finished(self, key: str) -> Update | None:
+        """The update of an assignment that was trained before, if it is still on disk."""
+        last = self._state.finished()
+        if last is None or last.key != key or self._blobs.path(last.update.blob) is None:
+            return None
+        log.info("assignment=%s was trained before; offering its update", last.update.assignment_id)
+        self._blobs.hold([last.update.blob])
+        return last.update
+
+    async def _train(self, assignment: Assignment, key: str) -> Update:
+        a = assignment
+        self._blobs.hold(blob for blob in (a.start, a.cluster, a.samples) if blob)
+        self._metrics.state.state("receiving")
+        order = await self._order(a)
+        self._metrics.state.state("training")
+        self._samples_counted = 0
+        done = await self._worker.train(order, self._report)
+        self._metrics.samples.inc(a.num_samples - self._samples_counted)
+        if done.path is not None:
+            self._blobs.add(done.path, done.update.blob.digest, done.optimizer)
+        self._blobs.hold([done.update.blob])
+        self._state.finish(Finished(key, done.update))
+        self._metrics.loss.set(done.update.loss)
+        self._metrics.train_seconds.observe(done.update.train_seconds)
+        self._metrics.device_memory.set(done.update.peak_memory_bytes)
+        return done.update
+
+    async def _order(self, a: Assignment) -> Train:
+        ticket = self._worker.next_ticket()
+        return Train(
+            ticket=ticket,
+            assignment=a,
+            start=await self._fetch(a.start) if a.start else None,
+            optimizer=self._blobs.companion(a.start.digest) if a.start else None,
+            cluster=await self._fetch(a.cluster),
+            samples=await self._fetch(a.samples) if a.samples else None,
+            output=self._blobs.folder / f"update-{ticket}",
+        )
+
+    def _report(self, progress: Progress) -> None:
+        self._metrics.samples.inc(progress.samples_done - self._samples_counted)
+        self._samples_counted = progress.samples_done
+        self._metrics.loss.set(progress.loss)
+        self._metrics.samples_per_second.set(progress.samples_per_second)
+        if self._joined.is_set():
+            self._say(control.progress(progress))
+
+    async def _fetch(self, blob: Blob) -> Path:
+        """Where the blob is on this disk, after pulling it if need be."""
+        if path := self._blobs.path(blob):
+            return path
+        return await self._insist(lambda: self._client.pull(blob, self._blobs))
+
+    async def _deliver(self, update: Update) -> str:
+        """Offer and push the update; returns the outcome, as in the metric's label."""
+        path = self._blobs.path(update.blob)
+        assert path is not None, "a held blob has left"
+
+        async def send() -> str:
+            offered = await self._client.offer(update)
+            if not offered.wanted:
+                log.info("update of %s is not wanted: %s", update.assignment_id, offered.reason)
+                return "unwanted"
+            reason = await self._client.push(update, path, offered.offset)
+            if reason:
+                log.warning("update of %s was refused: %s", update.assignment_id, reason)
+                return "refused"
+            log.info(
+                "update of %s accepted loss=%.4f bytes=%d",
+                update.assignment_id,
+                update.loss,
+                update.blob.size_bytes,
+            )
+            return "accepted"
+
+        self._metrics.state.state("sending")
+        return await self._insist(send)
+
+    async def _insist(self, transfer: Callable[[], Awaitable[Result]]) -> Result:
+        """Try a transfer, over as many connections as it takes.
+
+        A refusal is believed at the third time: a coordinator that has just come back may not know
+        yet what this node is about.
+        """
+        backoff = Backoff(self._rng)
+        refusals = 0
+        while True:
+            await self._joined.wait()
+            try:
+                return await transfer()
+            except UnreachableError as error:
+                log.info("a transfer broke off: %s; it will go on", error)
+            except (RefusedError, WireError):
+                refusals += 1
+                if refusals == _TRIES:
+                    raise
+            await backoff.wait()

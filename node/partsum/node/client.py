@@ -1,0 +1,213 @@
+"""The node's end of gRPC: dials the coordinator, moves blobs, and puts what fails in words."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import grpc
+import grpc.aio
+import xxhash
+
+from partsum.node import control
+from partsum.node.blobs import BlobCache
+from partsum.protos.v1 import partsum_pb2 as pb
+from partsum.protos.v1 import partsum_pb2_grpc as rpc
+from partsum.shared import wire
+from partsum.shared.errors import PartsumError, RefusedError, WireError
+from partsum.shared.files import read_chunks
+from partsum.shared.messages import Blob, Update
+from partsum.shared.transport import CHANNEL_OPTIONS
+
+_DAMAGED_TRIES = 3
+# A channel of its own for each dial: a shared one would sit out its own back-off on top of ours.
+_OPTIONS = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+_REFUSALS = {
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.FAILED_PRECONDITION,
+}
+
+
+class UnreachableError(PartsumError):
+    """No answer, or the connection broke: worth another try."""
+
+
+@dataclass(frozen=True)
+class Offered:
+    """The coordinator's answer to an offer: send from ``offset``, or why it is not wanted."""
+
+    wanted: bool
+    offset: int
+    reason: str
+
+
+Count = Callable[[Literal["received", "sent"], int], None]
+"""(direction, bytes): called as blob bytes move."""
+
+
+class Client:
+    """One coordinator, dialled as often as it takes.
+
+    All methods raise UnreachableError where the connection breaks, RefusedError where the
+    coordinator says no, and WireError where bytes are not what was announced.
+
+    Args:
+        address: HOST:PORT.
+        node: this node's name.
+        count: told of blob bytes as they move.
+    """
+
+    def __init__(
+        self, address: str, node: str, count: Count = lambda direction, size: None
+    ) -> None:
+        self.address = address
+        self._node = node
+        self._count = count
+        self._channel: grpc.aio.Channel | None = None
+
+    async def dial(self) -> None:
+        """Start over with a new connection; calls on the old one end as unreachable."""
+        await self.close()
+        self._channel = grpc.aio.insecure_channel(self.address, options=_OPTIONS)
+
+    async def close(self) -> None:
+        """Hang up."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    @property
+    def _stub(self) -> rpc.CoordinatorServiceAsyncStub:
+        if self._channel is None:
+            raise UnreachableError(f"not connected to {self.address}")
+        return rpc.CoordinatorServiceStub(self._channel)
+
+    async def control(
+        self, outgoing: AsyncIterator[pb.ControlRequest]
+    ) -> AsyncGenerator[control.Incoming, None]:
+        """What the coordinator says, while ``outgoing`` is sent; ends when it hangs up."""
+        with self._in_words():
+            call = self._stub.Control(outgoing)
+            try:
+                async for response in call:
+                    yield control.incoming(response)
+            finally:
+                call.cancel()
+
+    async def pull(self, blob: Blob, blobs: BlobCache) -> Path:
+        """Fetch a blob into the cache; goes on where an earlier, broken pull ended.
+
+        A blob whose digest is wrong is thrown away and fetched again, three times in all.
+        """
+        partial = blobs.partial(blob)
+        reason = ""
+        for _ in range(_DAMAGED_TRIES):
+            try:
+                if await self._gather(blob, partial) == blob.digest:
+                    return blobs.add(partial, blob.digest)
+                partial.unlink()
+                reason = "its digest is wrong"
+            except WireError as error:
+                reason = str(error)
+        raise WireError(
+            f"blob {blob.digest} came damaged {_DAMAGED_TRIES} times ({reason}); the copy on the "
+            "coordinator's disk may be at fault"
+        )
+
+    async def _gather(self, blob: Blob, partial: Path) -> str:
+        """Append the rest of a blob to its partial file; returns the digest of the whole."""
+        digest = xxhash.xxh3_128()
+        with open(partial, "ab", buffering=0) as file:
+            for data in read_chunks(partial):
+                digest.update(data)
+                await asyncio.sleep(0)
+            offset = file.tell()
+            request = pb.PullRequest(node=self._node, digest=blob.digest, offset=offset)
+            with self._in_words():
+                call = self._stub.Pull(request)
+                try:
+                    async for response in call:
+                        data = wire.chunk_from_wire(response.chunk, offset)
+                        if offset + len(data) > blob.size_bytes:
+                            raise WireError(f"blob {blob.digest} is longer than announced")
+                        file.write(data)
+                        digest.update(data)
+                        offset += len(data)
+                        self._count("received", len(data))
+                finally:
+                    call.cancel()
+        if offset < blob.size_bytes:
+            raise UnreachableError(f"the stream ended after {offset} of {blob.size_bytes} B")
+        return digest.hexdigest()
+
+    async def offer(self, update: Update) -> Offered:
+        """Ask how much of an update the coordinator holds already."""
+        with self._in_words():
+            answer = await self._stub.Offer(self._offer(update))
+        return Offered(answer.wanted, answer.offset, answer.reason)
+
+    async def push(self, update: Update, path: Path, offset: int) -> str:
+        """Send an update's bytes from ``offset`` on; once this returns, it is in the journal.
+
+        Returns:
+            Empty, or why the update was not accepted.
+        """
+        with self._in_words():
+            answer = await self._stub.Push(self._pieces(update, path, offset))
+        return "" if answer.accepted else answer.reason or "no reason was given"
+
+    async def _pieces(
+        self, update: Update, path: Path, offset: int
+    ) -> AsyncIterator[pb.PushRequest]:
+        yield pb.PushRequest(offer=self._offer(update))
+        for data in read_chunks(path, offset):
+            yield pb.PushRequest(chunk=wire.chunk_to_wire(offset, data))
+            offset += len(data)
+            self._count("sent", len(data))
+
+    def _offer(self, update: Update) -> pb.OfferRequest:
+        return pb.OfferRequest(node=self._node, update=wire.update_to_wire(update))
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """gRPC's errors as ours."""
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise _explain(error, self.address) from error
+        except asyncio.CancelledError as error:
+            # gRPC also says "cancelled" when the other side, or our own dial, ended the call.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise UnreachableError(f"the call to {self.address} was cut off") from error
+
+
+def _explain(error: grpc.aio.AioRpcError, address: str) -> PartsumError:
+    details = error.details() or ""
+    if error.code() in _REFUSALS:
+        return RefusedError(details or f"the coordinator said {error.code().name}")
+    if error.code() == grpc.StatusCode.DATA_LOSS:
+        return WireError(details or "the coordinator received damaged bytes")
+    if error.code() == grpc.StatusCode.UNIMPLEMENTED:
+        return RefusedError(f"what answers at {address} is not a partsum coordinator")
+    return UnreachableError(_cause(details) or error.code().name.lower().replace("_", " "))
+
+
+def _cause(details: str) -> str:
+    """The telling end of gRPC's details, for example "connection refused"."""
+    found = re.search(
+        r"(Connection refused|No route to host|Network is unreachable|"
+        r"Connection timed out|Connection reset|DNS resolution failed|"
+        r"Socket closed|Domain name not found)",
+        details,
+    )
+    return found.group(1).lower() if found else details.strip()[-200:]

@@ -1,0 +1,169 @@
+"""The command ``partsum node``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from partsum.shared.errors import EXIT_OK, EXIT_STOPPED, ConfigError
+
+if TYPE_CHECKING:
+    import random
+
+    from partsum.node.loop import Node
+    from partsum.node.metrics import NodeMetrics
+    from partsum.node.process import WorkerProcess
+    from partsum.node.state import NodeState
+
+METRICS_PORT = 9465
+
+_DESCRIPTION = """\
+Join a coordinator's run and train the parts that it gives out, until the run is finished.
+The node dials out only, so it may sit behind a NAT or firewall. It needs the run's task (and,
+unless the coordinator streams samples, the data set) installed on this host."""
+
+log = logging.getLogger(__name__)
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register this house's commands."""
+    parser = commands.add_parser(
+        "node",
+        help="train parts for a coordinator",
+        description=_DESCRIPTION,
+        epilog="example: partsum node --coordinator 192.0.2.10:50061 --device cuda:0",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--coordinator", required=True, metavar="HOST:PORT", help="where the coordinator listens")
+    add("--device", default="auto", metavar="auto|cpu|cuda:N", help="where to train (auto)")
+    add("--name", help="this node's name, unique in the run (host and device)")
+    add(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="where blobs and finished updates are kept (~/.local/state/partsum/NAME)",
+    )
+    add("--threads", type=int, default=0, metavar="N", help="CPU threads (as torch chooses)")
+    add(
+        "--cache-gib",
+        type=float,
+        default=4.0,
+        metavar="G",
+        help="disk space for blobs that are not in use (4)",
+    )
+    add(
+        "--metrics-port",
+        default=str(METRICS_PORT),
+        metavar="PORT|off",
+        help=f"loopback port of /metrics and /healthz; 0 takes a free one ({METRICS_PORT})",
+    )
+    add("--verbose", action="store_true", help="log more")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run a node until its end; returns the exit code."""
+    from partsum.shared import transport
+    from partsum.shared.logs import set_up_logging
+
+    transport.tune_malloc()
+    set_up_logging(options.verbose)
+    _check(options)
+
+    import asyncio
+
+    return asyncio.run(_live(options))
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Fill in the defaults that depend on others. Raises ConfigError for unusable flags."""
+    from partsum.shared.transport import split_address
+
+    split_address(options.coordinator)
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
+        raise ConfigError(f"--device {options.device!r} is not auto, cpu or cuda:N")
+    port = options.metrics_port
+    if port != "off" and not (port.isdigit() and int(port) < 65536):
+        raise ConfigError(f"--metrics-port {port!r} is neither a port nor off")
+    if options.threads < 0:
+        raise ConfigError(f"--threads {options.threads} is negative; 0 leaves it to torch")
+    if options.name is None:
+        host = socket.gethostname().partition(".")[0]
+        options.name = f"{host}-{options.device.replace(':', '')}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", options.name):
+        raise ConfigError(
+            f"--name {options.name!r} may hold letters, digits, '_', '.' and '-' only, 64 at most"
+        )
+    if options.state_dir is None:
+        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        options.state_dir = Path(home) / "partsum" / options.name
+
+
+async def _live(options: argparse.Namespace) -> int:
+    """Set up, run until the run, a refusal or a signal ends it, and clean up."""
+    import asyncio
+    import random
+    import signal
+
+    from partsum.node.metrics import NodeMetrics
+    from partsum.node.state import NodeState
+    from partsum.shared.metrics import MetricsServer
+
+    metrics = NodeMetrics()
+    state = NodeState(options.state_dir)
+    # Jitter is all that it is for; two nodes must not draw the same.
+    rng = random.Random(state.instance)
+    node, worker = _assemble(options, state, metrics, rng)
+    server = None
+    me = asyncio.current_task()
+    assert me is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, me.cancel)
+    try:
+        if options.metrics_port != "off":
+            port = int(options.metrics_port)
+            server = MetricsServer(metrics.registry, "127.0.0.1", port, node.health)
+            log.info("metrics on http://127.0.0.1:%d/metrics", server.port)
+        log.info("node name=%s state=%s", options.name, options.state_dir)
+        log.info("finished: %s", await node.run())
+        return EXIT_OK
+    except asyncio.CancelledError:
+        log.info("stopped")
+        return EXIT_STOPPED
+    finally:
+        await worker.close()
+        if server is not None:
+            server.close()
+        state.close()
+
+
+def _assemble(
+    options: argparse.Namespace, state: NodeState, metrics: NodeMetrics, rng: random.Random
+) -> tuple[Node, WorkerProcess]:
+    """The node and its worker, out of their parts."""
+    import functools
+    import sys
+
+    from partsum.node.blobs import BlobCache
+    from partsum.node.client import Client
+    from partsum.node.loop import Node
+    from partsum.node.process import WorkerProcess
+    from partsum.node.worker import WorkerSettings, serve
+
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a task may lie where the command is started
+    settings = WorkerSettings(options.device, options.threads, options.verbose)
+    worker = WorkerProcess(
+        functools.partial(serve, settings=settings), rng, metrics.worker_restarts.inc
+    )
+    client = Client(
+        options.coordinator, options.name, lambda way, size: metrics.bytes.labels(way).inc(size)
+    )
+    blobs = BlobCache(state.blobs, int(options.cache_gib * 2**30))
+    return Node(client, worker, state, blobs, metrics, options.name, rng), worker

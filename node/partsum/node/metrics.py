@@ -1,0 +1,70 @@
+"""Every metric that a node exports, in one list."""
+
+from __future__ import annotations
+
+import psutil
+from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
+
+STATES = ["connecting", "loading", "idle", "receiving", "training", "sending"]
+
+
+class NodeMetrics:
+    """The node's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = r = CollectorRegistry()
+        self.state = Enum("partsum_node_state", "What the node does.", states=STATES, registry=r)
+        self.connected = Gauge(
+            "partsum_node_connected", "1 while the coordinator has welcomed the node.", registry=r
+        )
+        self.samples = Counter("partsum_node_samples", "Samples trained on.", registry=r)
+        self.samples_per_second = Gauge(
+            "partsum_node_samples_per_second", "Training speed now; 0 when idle.", registry=r
+        )
+        self.loss = Gauge(
+            "partsum_node_loss", "Mean training loss of the newest assignment.", registry=r
+        )
+        self.assignments = Counter(
+            "partsum_node_assignments",
+            "Assignments by outcome: accepted, refused, unwanted, failed, cancelled.",
+            ["outcome"],
+            registry=r,
+        )
+        self.bytes = Counter(
+            "partsum_node_bytes",
+            "Blob bytes by direction: received, sent.",
+            ["direction"],
+            registry=r,
+        )
+        self.train_seconds = Histogram(
+            "partsum_node_train_seconds",
+            "Seconds of training for an assignment.",
+            buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000),
+            registry=r,
+        )
+        self.resident_memory = Gauge(
+            "partsum_node_resident_memory_bytes",
+            "Resident memory of the daemon and its worker.",
+            registry=r,
+        )
+        self.resident_memory.set_function(_resident_memory_bytes)
+        self.device_memory = Gauge(
+            "partsum_node_device_memory_bytes",
+            "Peak memory of the newest assignment on its device (CPU: of the worker).",
+            registry=r,
+        )
+        self.worker_restarts = Counter(
+            "partsum_node_worker_restarts", "Workers that died and were replaced.", registry=r
+        )
+
+
+def _resident_memory_bytes() -> float:
+    """Of this process and its children, the worker among them."""
+    process = psutil.Process()
+    total = process.memory_info().rss
+    for child in process.children(recursive=True):
+        try:
+            total += child.memory_info().rss
+        except psutil.Error:
+            continue  # it ended meanwhile
+    return float(total)

@@ -1,0 +1,122 @@
+"""The part as a module: cut from the task's model, fresh from a seed or from given weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from partsum.shared.errors import WireError
+from partsum.shared.messages import Part
+from partsum.shared.part import cut_module, fresh_module, index_map
+from partsum.shared.tensors import load_tensors
+from partsum.shared.width import Widths, find_widths
+
+
+@dataclass(frozen=True)
+class PartModel:
+    """A part's module, and how narrow its tensors are.
+
+    ``shares`` names the tensors that are cut on two or more dimensions, with the geometric mean of
+    the kept shares of those dimensions, in (0, 1].
+    """
+
+    module: nn.Module
+    shares: dict[str, float]
+
+
+def build_part(
+    make_model: Callable[[], nn.Module], part: Part, seed: int, start: Path | None
+) -> PartModel:
+    """The part's module on the CPU, with the weights of ``start`` or fresh ones from ``seed``.
+
+    The base costs no memory wherever that is possible: it is built on the meta device, unless a
+    module keeps tensors that only building it for real can fill.
+
+    Raises:
+        WireError: ``start`` does not hold the part's tensors.
+    """
+    base = _on_meta(make_model)
+    if base is not None:
+        widths = find_widths(base)
+        narrow = cut_module(base, widths, part)
+        if start is not None and _is_all_state(narrow):
+            narrow = _empty_on_cpu(narrow)
+        elif all(_can_reset(module) for module in narrow.modules()):
+            narrow = fresh_module(_empty_on_cpu(narrow), seed)
+        else:
+            base = None
+    if base is None:
+        base = _for_real(make_model, seed)
+        widths = find_widths(base)
+        narrow = fresh_module(cut_module(base, widths, part), seed)
+    if start is not None:
+        _load(narrow, start)
+    return PartModel(narrow, _shares(base, widths, part))
+
+
+def _on_meta(make_model: Callable[[], nn.Module]) -> nn.Module | None:
+    """The base without memory, or None where building it needs values."""
+    try:
+        with torch.device("meta"):
+            return make_model()
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def _for_real(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(seed)
+        return make_model()
+
+
+def _can_reset(module: nn.Module) -> bool:
+    """Whether ``reset_parameters`` fills all tensors that the module itself keeps."""
+    own = [*module._parameters.values(), *module._buffers.values()]
+    if any(isinstance(value, Tensor) for value in vars(module).values()):
+        return False  # a tensor that is neither: nothing but __init__ can fill it
+    return hasattr(module, "reset_parameters") or not any(t is not None for t in own)
+
+
+def _is_all_state(module: nn.Module) -> bool:
+    """Whether the state dict holds every tensor of the module."""
+    return not any(
+        m._non_persistent_buffers_set or any(isinstance(v, Tensor) for v in vars(m).values())
+        for m in module.modules()
+    )
+
+
+def _empty_on_cpu(module: nn.Module) -> nn.Module:
+    """The module with memory of its own. Unlike ``to_empty`` it keeps tied tensors tied."""
+    memo: dict[int, object] = {}
+    for parameter in module.parameters():
+        empty = torch.empty_like(parameter, device="cpu")
+        memo[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="cpu")
+    return copy.deepcopy(module, memo)
+
+
+def _load(module: nn.Module, start: Path) -> None:
+    try:
+        module.load_state_dict(load_tensors(start), strict=True)
+    except RuntimeError as error:
+        raise WireError(
+            f"the weights to start from do not fit this part: {error}. Coordinator and node must "
+            "run the same task"
+        ) from error
+
+
+def _shares(base: nn.Module, widths: Widths, part: Part) -> dict[str, float]:
+    shapes = {name: t.shape for name, t in base.named_parameters(remove_duplicate=False)}
+    shares: dict[str, float] = {}
+    for name, dims in index_map(widths, part).items():
+        if name in shapes and len(dims) >= 2:
+            kept = math.prod(len(index) / shapes[name][dim] for dim, index in dims.items())
+            shares[name] = kept ** (1 / len(dims))
+    return shares

@@ -1,0 +1,87 @@
+"""What a node's daemon and its worker process say to each other, over a local pipe.
+
+Plain frozen values, pickled; both ends run the same code on the same host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from partsum.shared.messages import Assignment, NodeProfile, Progress, TaskSpec, Update
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load this task and its data, and say what the device can do."""
+
+    task: TaskSpec
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train this. The blobs are on disk, and stay there until the answer."""
+
+    ticket: int  # counts the daemon's orders: an assignment can be ordered twice
+    assignment: Assignment
+    start: Path | None
+    optimizer: Path | None  # the moments that belong to ``start``
+    cluster: Path
+    samples: Path | None
+    output: Path  # the update is written here; the optimizer state beside it
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Leave the order with this ticket, at the next step."""
+
+    ticket: int
+
+
+Order = Load | Train | Stop
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The task is loaded."""
+
+    profile: NodeProfile
+
+
+@dataclass(frozen=True)
+class NotLoaded:
+    """The task cannot be loaded, for this reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Going:
+    """How far an order is."""
+
+    ticket: int
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Done:
+    """An order is done; the files are closed. Their owner is the daemon now.
+
+    ``path`` is None where nothing was to be trained: the update is the start, which is on disk.
+    """
+
+    ticket: int
+    update: Update
+    path: Path | None
+    optimizer: Path | None
+
+
+@dataclass(frozen=True)
+class Undone:
+    """An order was stopped (``reason`` is empty) or could not be done."""
+
+    ticket: int
+    reason: str
+
+
+Answer = Loaded | NotLoaded | Going | Done | Undone

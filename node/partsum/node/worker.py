@@ -1,0 +1,215 @@
+"""The worker: a child process that owns the device and stays warm between assignments.
+
+It takes orders from the daemon's pipe one after the other, and ends by itself, even in the middle
+of training, when that pipe closes: a killed daemon leaves no process behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import threading
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from partsum.node.orders import Answer, Done, Going, Load, Loaded, NotLoaded, Stop, Train, Undone
+from partsum.shared.errors import DataError, PartsumError, TaskError
+from partsum.shared.logs import set_up_logging
+from partsum.shared.messages import NodeProfile, Progress, TaskSpec
+
+if TYPE_CHECKING:  # the daemon imports this module to name `serve`, and needs no torch
+    import torch
+
+    from partsum.node.trainer import Job
+    from partsum.shared.task import Samples, Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How a worker is set up. ``threads`` 0 leaves the number of CPU threads to torch."""
+
+    device: str
+    threads: int = 0
+    verbose: bool = False
+
+
+def serve(pipe: Connection, settings: WorkerSettings) -> None:
+    """The child process's main function: obey until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the daemon, which closes the pipe
+    # Deterministic matrix products on CUDA need this before CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    set_up_logging(settings.verbose)
+    orders = _Orders(pipe)
+    threading.Thread(target=orders.listen, name="orders", daemon=True).start()
+    bench = _Bench(pipe, orders, settings)
+    while True:
+        bench.obey(orders.next())
+
+
+@dataclass
+class _Orders:
+    """Reads the pipe in a thread, so that Stop and the daemon's end are heard during training."""
+
+    pipe: Connection
+    stopped: set[int] = field(default_factory=set)
+    _queue: queue.SimpleQueue[Load | Train] = field(default_factory=queue.SimpleQueue)
+
+    def listen(self) -> None:
+        while True:
+            try:
+                order = self.pipe.recv()
+            except (EOFError, OSError):
+                os._exit(0)  # the daemon has gone; nobody waits for what is being trained
+            if isinstance(order, Stop):
+                self.stopped.add(order.ticket)
+            else:
+                self._queue.put(order)
+
+    def next(self) -> Load | Train:
+        return self._queue.get()
+
+
+class _Bench:
+    """Where the work is done: the device, and what stays loaded between orders."""
+
+    def __init__(self, pipe: Connection, orders: _Orders, settings: WorkerSettings) -> None:
+        self._pipe = pipe
+        self._orders = orders
+        self._settings = settings
+        self._device: torch.device | None = None
+        self._task: Task | None = None
+        self._samples: Samples | None = None
+
+    def obey(self, order: Load | Train) -> None:
+        if isinstance(order, Load):
+            self._say(self._load(order.task))
+            return
+        answer, broken = self._train(order)
+        self._say(answer)
+        if broken:
+            os._exit(1)  # after an error inside CUDA only a new process can use the device
+
+    def _say(self, answer: Answer) -> None:
+        try:
+            self._pipe.send(answer)
+        except OSError:
+            os._exit(0)
+
+    def _load(self, spec: TaskSpec) -> Loaded | NotLoaded:
+        try:
+            return Loaded(self._prepare(spec))
+        except PartsumError as error:
+            return NotLoaded(str(error))
+        except Exception as error:
+            log.debug("loading failed", exc_info=True)
+            return NotLoaded(f"task {spec.name} cannot be used: {type(error).__name__}: {error}")
+
+    def _prepare(self, spec: TaskSpec) -> NodeProfile:
+        import torch
+
+        from partsum.node import probe
+        from partsum.shared import task as tasks
+
+        if self._settings.threads:
+            torch.set_num_threads(self._settings.threads)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        device = probe.choose_device(self._settings.device)
+        self._device = device
+        self._task = tasks.load_task(spec)
+        digest = ""
+        try:
+            self._samples = tasks.load_samples(self._task.train, "training")
+            digest = tasks.data_digest(self._samples)
+        except DataError as error:
+            self._samples = None
+            log.info("%s; asking for samples instead", error)
+        return NodeProfile(
+            device=probe.device_name(device),
+            memory_bytes=probe.free_memory_bytes(device),
+            gflops=probe.measure_gflops(device),
+            task_digest=tasks.task_digest(spec),
+            data_digest=digest,
+        )
+
+    def _train(self, order: Train) -> tuple[Done | Undone, bool]:
+        """The answer, and whether the device is broken."""
+        import torch
+
+        from partsum.node.trainer import StoppedError, train
+
+        def report(progress: Progress) -> None:
+            self._say(Going(order.ticket, progress))
+
+        def should_stop() -> bool:
+            return order.ticket in self._orders.stopped
+
+        try:
+            if self._task is None:
+                raise TaskError("the worker was told to train before it was told the task")
+            done = train(self._task, self._job(order), report, should_stop)
+            return Done(order.ticket, done.update, done.path, done.optimizer), False
+        except StoppedError:
+            return Undone(order.ticket, ""), False
+        except PartsumError as error:
+            return Undone(order.ticket, str(error)), False
+        except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+            return Undone(order.ticket, self._out_of_memory(order, error)), False
+        except Exception as error:
+            log.debug("training failed", exc_info=True)
+            return Undone(order.ticket, _in_words(error)), "CUDA error" in str(error)
+        finally:
+            self._orders.stopped.discard(order.ticket)
+
+    def _job(self, order: Train) -> Job:
+        import numpy as np
+        import torch
+        from torch.utils.data import TensorDataset
+
+        from partsum.node.trainer import Job
+        from partsum.shared.tensors import load_tensors
+
+        assert self._device is not None
+        samples = self._samples
+        cluster = torch.from_numpy(np.fromfile(order.cluster, dtype="<i8"))
+        if order.samples is not None:
+            tensors = load_tensors(order.samples)
+            samples = TensorDataset(tensors["inputs"], tensors["targets"])
+            cluster = torch.arange(len(tensors["targets"]))
+        if samples is None:
+            raise DataError(
+                "this node has no copy of the data set, and the coordinator sent no samples. Put "
+                "the data on this host, or set data.stream = true in run.toml"
+            )
+        return Job(
+            assignment=order.assignment,
+            start=order.start,
+            optimizer=order.optimizer,
+            cluster=cluster,
+            samples=samples,
+            output=order.output,
+            device=self._device,
+        )
+
+    def _out_of_memory(self, order: Train, error: BaseException) -> str:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        first_line = (str(error) or "the host has no memory left").splitlines()[0]
+        return (
+            f"out of memory on {self._device} at batch size "
+            f"{order.assignment.settings.batch_size}: {first_line} A smaller "
+            "training.batch_size, more parts, or a smaller share for this node will fit"
+        )
+
+
+def _in_words(error: Exception) -> str:
+    words = f"training failed: {type(error).__name__}: {error}"
+    if "deterministic" in str(error):
+        words += ". Set deterministic = false in run.toml to train without that promise"
+    return words

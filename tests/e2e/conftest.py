@@ -1,0 +1,156 @@
+"""A cluster of real processes on loopback, and the means to hurt it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+PROGRAM = (sys.executable, "-m", "partsum.shared")
+Make = Callable[..., "Cluster"]
+
+CONFIG = """
+name = "test"
+seed = 3
+[task]
+name = "partsum.shared.tasks:digits"
+options = {{ widths = [32, 32] }}
+[parts]
+count = 2
+rounds = {rounds}
+local_epochs = {local_epochs}
+{parts}
+[rounds]
+heartbeat_seconds = 0.5
+{rounds_section}
+[handoff]
+enabled = {handoff}
+epochs = 1.0
+[server]
+port = 0
+metrics_port = 0
+{more}
+"""
+
+
+class Cluster:
+    """A coordinator and its nodes; every process ends with the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.address = ""
+        self.run = Path()
+
+    def configure(
+        self,
+        rounds: int = 2,
+        local_epochs: float = 1.0,
+        handoff: bool = False,
+        parts: str = "",
+        rounds_section: str = "",
+        more: str = "",
+    ) -> None:
+        """Write the run's config."""
+        text = CONFIG.format(
+            rounds=rounds,
+            local_epochs=local_epochs,
+            handoff=str(handoff).lower(),
+            parts=parts,
+            rounds_section=rounds_section,
+            more=more,
+        )
+        (self.folder / "run.toml").write_text(text)
+
+    def coordinator(self, *flags: str) -> None:
+        """Start a coordinator and wait until nodes can dial in."""
+        ours, theirs = os.pipe()
+        arguments = ["coordinator", "--config", "run.toml", "--ready-fd", str(theirs), *flags]
+        self.start("coordinator", arguments, (theirs,))
+        os.close(theirs)
+        with open(ours) as pipe:
+            assert select.select([pipe], [], [], 60)[0], self.log("coordinator")
+            line = pipe.readline()
+        assert line, self.log("coordinator")
+        said = json.loads(line)
+        self.address, self.run = said["address"], Path(said["folder"])
+
+    def node(self, name: str, address: str = "") -> None:
+        """Start a node."""
+        arguments = ["node", "--coordinator", address or self.address, "--name", name]
+        arguments += ["--state-dir", str(self.folder / name), "--device", "cpu"]
+        self.start(name, [*arguments, "--threads", "1", "--metrics-port", "off"])
+
+    def start(self, name: str, arguments: list[str], keep: tuple[int, ...] = ()) -> None:
+        """Start a partsum process; its output goes to NAME.log."""
+        with open(self.folder / f"{name}.log", "ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [*PROGRAM, *arguments],
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                pass_fds=keep,
+                start_new_session=True,
+            )
+
+    def kill(self, name: str) -> None:
+        """As the out-of-memory killer would."""
+        self.processes[name].send_signal(signal.SIGKILL)
+        self.processes[name].wait()
+
+    def wait(self, name: str, seconds: float = 100.0) -> int:
+        """A process's exit code."""
+        return self.processes[name].wait(seconds)
+
+    def log(self, name: str) -> str:
+        """What a process has said so far."""
+        return (self.folder / f"{name}.log").read_text()
+
+    def until(self, name: str, text: str, seconds: float = 60.0, times: int = 1) -> None:
+        """Wait until a process has said something."""
+        end = time.monotonic() + seconds
+        while self.log(name).count(text) < times:
+            assert time.monotonic() < end, f"{name} never said {text!r}:\n{self.log(name)}"
+            time.sleep(0.02)
+
+    def summary(self) -> dict[str, object]:
+        """The run's summary.json."""
+        found: dict[str, object] = json.loads((self.run / "summary.json").read_text())
+        return found
+
+    def weights(self) -> bytes:
+        """The newest base."""
+        return max((self.run / "bases").glob("base-*")).read_bytes()
+
+    def close(self) -> None:
+        """End what still runs."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+@pytest.fixture
+def make_cluster(tmp_path: Path) -> Iterator[Make]:
+    """Makes clusters, each in a folder of its own, and ends them."""
+    made: list[Cluster] = []
+
+    def make(name: str = "cluster", **settings: object) -> Cluster:
+        folder = tmp_path / name
+        folder.mkdir()
+        cluster = Cluster(folder)
+        cluster.configure(**settings)  # type: ignore[arg-type]
+        made.append(cluster)
+        return cluster
+
+    yield make
+    for cluster in made:
+        cluster.close()
