@@ -28,12 +28,15 @@ count = 2
 rounds = {rounds}
 local_epochs = {local_epochs}
 {parts}
+[training]
+learning_rate = 3e-3
+batch_size = 32
 [rounds]
 heartbeat_seconds = 0.5
 {rounds_section}
 [handoff]
 enabled = {handoff}
-epochs = 1.0
+epochs = 3.0
 [server]
 port = 0
 metrics_port = 0

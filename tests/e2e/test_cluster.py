@@ -26,7 +26,7 @@ Make = Callable[..., "Cluster"]
 
 
 def test_a_run_from_parts_to_hand_off_leaves_everything_a_user_needs(make_cluster: Make) -> None:
-    cluster = make_cluster(handoff=True, rounds=2)
+    cluster = make_cluster(handoff=True, rounds=2, local_epochs=4.0)
     cluster.coordinator()
     metrics_port = _metrics_port(cluster)
     with grpc.insecure_channel(cluster.address) as channel:

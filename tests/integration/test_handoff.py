@@ -16,11 +16,12 @@ from typing import Any
 import psutil
 import pytest
 import torch
+
 from partsum.coordinator.handoff import HandoffJob, HandoffProgress, HandoffResult, run_handoff
 from partsum.shared.config import HandoffConfig, TaskConfig, TrainingConfig
 from partsum.shared.errors import ConfigError, HandoffError
 from partsum.shared.messages import TaskSpec
-from partsum.shared.task import load_task
+from partsum.shared.task import gather, load_task
 from partsum.shared.tensors import TensorFile, load_tensors, save_tensors
 
 pytestmark = [pytest.mark.timeout(180)]
@@ -29,8 +30,9 @@ MakeJob = Callable[..., HandoffJob]
 
 
 @pytest.fixture(autouse=True)
-def _importable_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+def _around_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))  # so that they find handoff_task
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two threads on a busy machine spin: 250 ms a step
 
 
 @pytest.fixture
@@ -104,8 +106,8 @@ def test_a_handoff_lowers_the_loss_and_its_result_loads_with_plain_torch(make_jo
     assert torch.equal(tensors["middle.weight"], tensors["again.weight"])
     assert int(tensors["steps"]) == int(tensors["norm.num_batches_tracked"]) == seen[-1].steps
     model.eval()
-    inputs, targets = torch.utils.data.default_collate(list(task.validation()))
-    assert float(task.loss(model(inputs), targets)) == pytest.approx(result.scores.loss, rel=1e-4)
+    inputs, targets = gather(task.validation(), torch.arange(256))
+    assert task.loss(model(inputs), targets).item() == pytest.approx(result.scores.loss, rel=1e-4)
     with TensorFile(result.final) as file:
         assert file.metadata == {"task": "handoff_task:make", "seed": "3", "norms": "plain"}
 
@@ -117,8 +119,8 @@ def test_two_ranks_share_each_batch_and_lower_the_loss(make_job: MakeJob) -> Non
     assert all(progress.steps == 64 for progress in seen)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
-def test_every_zero_stage_gives_the_same_names_and_a_lower_loss(
+@pytest.mark.parametrize("stage", [0, 3])
+def test_other_zero_stages_give_the_same_names_and_a_lower_loss(
     make_job: MakeJob, stage: int
 ) -> None:
     job = make_job({}, zero_stage=stage, evaluations=0)
@@ -238,7 +240,6 @@ def test_a_deepspeed_json_of_the_users_is_taken_as_it_is(make_job: MakeJob, tmp_
         "gradient_clipping": 1.0,
         "optimizer": {"type": "AdamW", "params": {"lr": 0.02, "torch_adam": True}},
         "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 5}},
-        "bf16": {"enabled": True},
     }
     path.write_text(json.dumps(own))
     job = make_job({}, deepspeed_config=str(path), epochs=2.5, evaluations=0)
@@ -275,5 +276,5 @@ def test_a_deepspeed_json_that_cannot_be_used_is_refused_by_name(
 
 
 def test_a_batch_that_does_not_split_over_the_ranks_is_refused(make_job: MakeJob) -> None:
-    with pytest.raises(ConfigError, match=r"batch_size = 32 .* local_world_size = 3 ranks; 33"):
+    with pytest.raises(ConfigError, match=r"batch_size = 32 .*local_world_size = 3 ranks; 33"):
         run(make_job({}, local_world_size=3))

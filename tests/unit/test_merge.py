@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+
 from partsum.coordinator.merge import (
     AVERAGE,
     BLOCK,
@@ -21,7 +21,6 @@ from partsum.coordinator.planner.fractions import split_units
 from partsum.shared.part import WHOLE, Part, cut_tensors
 from partsum.shared.tensors import TensorFile, load_tensors, save_tensors
 from partsum.shared.width import Slot, WidthGroup, Widths
-from torch import Tensor
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -55,7 +54,11 @@ def states(draw: st.DrawFn) -> tuple[dict[str, Tensor], Widths, list[Part]]:
                 "first",
                 first,
                 "hidden",
-                (Slot("inner", 1, block, offsets), Slot("bias", 0, block, offsets), Slot("mask", 0)),
+                (
+                    Slot("inner", 1, block, offsets),
+                    Slot("bias", 0, block, offsets),
+                    Slot("mask", 0),
+                ),
             ),
             WidthGroup(
                 "second",
@@ -101,7 +104,8 @@ def test_merging_one_cut_part_back_changes_nothing(
 ) -> None:
     state, widths, parts = drawn
     part = data.draw(st.sampled_from(parts))
-    assert_same(merge_state(state, contributions(state, widths, [part], [7]), widths, AVERAGE), state)
+    shares = contributions(state, widths, [part], [7])
+    assert_same(merge_state(state, shares, widths, AVERAGE), state)
 
 
 @given(states(), st.data())
@@ -128,12 +132,13 @@ def test_mode_block_zeroes_what_no_part_holds_and_weighs_the_readout(
     drawn: tuple[dict[str, Tensor], Widths, list[Part]],
 ) -> None:
     state, widths, parts = drawn
-    merged = merge_state(state, contributions(state, widths, parts, [1.0] * len(parts)), widths, BLOCK)
-    for share in parts:
-        again, was = cut_tensors(merged, widths, share), cut_tensors(state, widths, share)
+    shares = contributions(state, widths, parts, [1.0] * len(parts))
+    merged = merge_state(state, shares, widths, BLOCK)
+    for part in parts:
+        again, was = cut_tensors(merged, widths, part), cut_tensors(state, widths, part)
         for name in ("inner", "bias", "counter", "mask", "shared", "steps"):
             assert torch.equal(again[name], was[name]), name
-        if "second" in share.units:
+        if "second" in part.units:
             expected = (was["outer"] * (1 / len(parts))).to(was["outer"].dtype)
             assert torch.equal(again["outer"], expected)
     if len(parts) > 1 and all("second" in part.units for part in parts):

@@ -12,6 +12,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+
 from partsum.coordinator import events as e
 from partsum.coordinator.rounds import RoundMachine
 
@@ -138,9 +139,7 @@ def test_a_node_that_fails_too_often_gets_no_more_work() -> None:
 def test_a_run_whose_nodes_all_fail_ends_with_the_last_reason() -> None:
     machine = RoundMachine(settings_for(parts=1, refusals=2), 0, 0.0)
     started(machine, parts=1)
-    assert machine.handle(e.JobFailed("n0", 0, "no such file"), 1.0).actions == (
-        e.Assign("n0", 0),
-    )
+    assert machine.handle(e.JobFailed("n0", 0, "no such file"), 1.0).actions == (e.Assign("n0", 0),)
     actions = machine.handle(e.JobFailed("n0", 0, "no such file"), 2.0).actions
     assert actions == (e.Fail("every node failed; the last one said: n0: no such file"),)
 

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import MiniBatchKMeans
-from sklearn.decomposition import PCA
 from torch.utils.data import TensorDataset
 
 from partsum.coordinator.planner.fractions import split_units
@@ -80,6 +78,8 @@ def _leave_none_empty(owner: Indices, count: int) -> Indices:
 
 def _by_likeness(features: Floats, shares: Sequence[float], seed: int) -> Indices:
     """Balanced k-means: mini-batch k-means for the centres, then Lloyd passes under capacities."""
+    from sklearn.cluster import MiniBatchKMeans  # seconds and 100 MB, for k-means only
+
     count = len(shares)
     start = MiniBatchKMeans(count, batch_size=4096, n_init=3, random_state=seed).fit(features)
     centres = np.asarray(start.cluster_centers_)
@@ -172,6 +172,8 @@ def _features(config: DataConfig, task: Task, samples: Samples, seed: int) -> Fl
 
 def _principal(features: Floats, seed: int) -> Floats:
     """The first 32 principal components, or as many as there are."""
+    from sklearn.decomposition import PCA
+
     components = min(_PCA_COMPONENTS, *features.shape)
     with np.errstate(invalid="ignore"):  # constant features explain 0 of 0 variance
         return np.asarray(PCA(components, random_state=seed).fit_transform(features))

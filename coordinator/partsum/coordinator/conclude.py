@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from partsum.coordinator.cost import part_cost
+from partsum.coordinator.records import RoundPlan
 from partsum.coordinator.registry import Registry
 from partsum.coordinator.report import render_report
 from partsum.coordinator.run import Run
-from partsum.coordinator.store import RoundPlan
 from partsum.coordinator.summary import (
     HandoffPoint,
     NodeSummary,
@@ -211,5 +211,5 @@ def _nodes(run: Run, registry: Registry) -> tuple[NodeSummary, ...]:
                 if span.node == node.name
             ),
         )
-        for node in registry
+        for node in sorted(registry, key=lambda node: node.name)
     )

@@ -219,7 +219,9 @@ class CoordinatorDaemon:
             reason=self.outcome.result()[1] if self.outcome.done() else self._said(),
             parts_in=self._parts_in(),
             bytes_moved=self.desk.registry.totals(),
-            nodes=tuple(node.status() for node in self.desk.registry),
+            nodes=tuple(
+                node.status() for node in sorted(self.desk.registry, key=lambda node: node.name)
+            ),
         )
 
     async def statuses(self) -> AsyncIterator[RunStatus]:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from partsum.coordinator import events as e
 from partsum.coordinator.metrics import Metrics
+from partsum.coordinator.records import RoundPlan, Span
 from partsum.coordinator.registry import Node, Registry, Session
 from partsum.coordinator.rounds import RoundMachine
 from partsum.coordinator.run import Run
-from partsum.coordinator.store import RoundPlan, Span
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared import wire
 from partsum.shared.errors import RefusedError, UpdateRefusedError

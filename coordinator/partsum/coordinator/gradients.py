@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from partsum.coordinator.merge import AVERAGE, Contribution, Merger
 from partsum.shared.config import TrainingConfig
@@ -20,10 +20,17 @@ from partsum.shared.width import Widths
 
 
 class GradientStep:
-    """One step of AdamW on a base, from the merged gradients of a round."""
+    """One step of AdamW on a base, from the merged gradients of a round.
 
-    def __init__(self, training: TrainingConfig, folder: Path, progress: float) -> None:
+    An update holds gradients in place of the model's parameters; its buffers are values.
+    """
+
+    def __init__(
+        self, training: TrainingConfig, model: nn.Module, folder: Path, progress: float
+    ) -> None:
         self._training = training
+        parameters = model.named_parameters(remove_duplicate=False)
+        self._trained = {name: parameter.requires_grad for name, parameter in parameters}
         self._folder = folder
         self._rate = training.learning_rate * rate(progress, training.warmup)
 
@@ -48,10 +55,13 @@ class GradientStep:
         stepped: dict[str, Tensor] = {}
         kept: dict[str, Tensor] = {}
         with TensorFile(old) as base:
-            for name, info in base.tensors.items():
+            for name in base.tensors:
                 value = base.read(name)
-                if not info.dtype.is_floating_point or name in widths.scales:
+                if name not in self._trained:
                     stepped[name] = merger.merge(name, value)
+                    continue
+                if not self._trained[name]:
+                    stepped[name] = value
                     continue
                 # What no part covers stays nan, which tells it from a gradient of zero.
                 gradient = merger.merge(name, torch.full_like(value, torch.nan))

@@ -37,7 +37,7 @@ _LOCK_SECONDS = 30.0  # a job whose coordinator was killed ends well within this
 _STOP_SECONDS = 20.0  # from SIGTERM to SIGKILL: one step and one checkpoint
 _PEER_SECONDS = 5.0  # from one rank's failure to the end of the others: they may say more
 _MEMORY = re.compile(r"out of memory|can't allocate memory|MemoryError|bad_alloc", re.IGNORECASE)
-_TELLING = re.compile(r"[\w.]*(Error|Exception)\b")
+_TELLING = re.compile(r"(?:\[rank\d+\]: )?([\w.]*(?:Error|Exception)\b.*)")
 _LESS_MEMORY = (
     "Ask for less: a smaller handoff.batch_size, fewer ranks (handoff.local_world_size), or "
     "handoff.zero_stage = 3, on a GPU with handoff.offload = true"
@@ -260,6 +260,6 @@ def _explain(code: int, log: Path, start: int) -> str:
         reason += f" It ran out of memory. {_LESS_MEMORY}."
     elif code == -signal.SIGKILL:
         reason += f" Unless somebody did that, the machine ran out of memory. {_LESS_MEMORY}."
-    telling = list(dict.fromkeys(line[:400] for line in lines if _TELLING.match(line)))
+    telling = list(dict.fromkeys(m[1][:400] for line in lines if (m := _TELLING.match(line))))
     said = "".join(f"\n  {line}" for line in telling[:5] or lines[-5:])
     return f"{reason} The log {log} says:{said or ' nothing'}"

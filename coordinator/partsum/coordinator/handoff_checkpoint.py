@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from partsum.coordinator.handoff_engine import Engine
+from partsum.coordinator.handoff_engine import Engine, count_steps
 from partsum.shared.errors import HandoffError
 from partsum.shared.files import file_digest
 
@@ -77,6 +77,7 @@ class Checkpoints:
         loaded, state = engine.load_checkpoint(str(self.folder), str(step))
         if loaded is None:
             raise HandoffError(f"DeepSpeed could not load its checkpoint {self.folder / str(step)}")
+        count_steps(engine, step)
         self.say(f"resumed from the checkpoint of step {step}")
         return Mark(**{name: state[name] for name in Mark.__dataclass_fields__})
 

@@ -62,12 +62,12 @@ def certify(base: Base, parts: Sequence[Part], block: bool, samples: Samples) ->
     The certificate catches every silent error of a width rule: a head count that was not mended, a
     slot that was forgotten, a norm over the wrong slice.
     """
+    if not any(part.units for part in parts):
+        return
     inputs, _ = base.probe(samples)
     built = _noisy_model(base.task).to(base.device).eval()
     state = {name: tensor.clone() for name, tensor in built.state_dict().items()}
     for part in {parts[0], parts[-1]} if len(parts) > 1 else parts:
-        if not part.units:
-            continue
         narrow = cut_module(built, base.widths, part).eval()
         masked = base.task.model().to(base.device).eval()
         if block:

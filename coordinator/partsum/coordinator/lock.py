@@ -1,4 +1,4 @@
-"""The lock that keeps a run folder to one coordinator; it ends with the process, however that ends."""
+"""The lock that keeps a run folder to one coordinator; it ends with the process."""
 
 from __future__ import annotations
 

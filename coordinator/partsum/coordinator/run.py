@@ -19,7 +19,8 @@ from partsum.coordinator.events import RoundSettings
 from partsum.coordinator.handoff import HandoffJob, HandoffProgress, run_handoff
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.planner import equal_fractions
-from partsum.coordinator.store import PlannedPart, RoundPlan, RoundResult, Store
+from partsum.coordinator.records import PlannedPart, RoundPlan, RoundResult
+from partsum.coordinator.store import Store
 from partsum.coordinator.updates import check_claim
 from partsum.coordinator.workplan import Workplan, make_workplan
 from partsum.coordinator.workshop import Workshop, base_name, blob_of, write_clusters

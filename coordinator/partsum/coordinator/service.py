@@ -19,7 +19,13 @@ from partsum.coordinator.registry import Node, Session
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.protos.v1 import partsum_pb2_grpc as rpc
 from partsum.shared import wire
-from partsum.shared.errors import PartsumError, RefusedError, UpdateRefusedError, WireError
+from partsum.shared.errors import (
+    PartsumError,
+    RefusedError,
+    StateError,
+    UpdateRefusedError,
+    WireError,
+)
 from partsum.shared.files import CHUNK_BYTES, file_digest
 from partsum.shared.messages import NodeProfile, Progress, Update
 
@@ -155,13 +161,13 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
             return pb.PushResponse(accepted=False, reason=str(error))
         except WireError as error:
             await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
-        except PartsumError as error:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
-        except OSError as error:
-            log.error("cannot spool an update from %s: %s", node.name, error)
+        except (OSError, StateError) as error:  # a full disk: the node keeps the update and retries
+            log.error("cannot spool an update from node %s: %s", first.offer.node, error)
             await context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, f"the coordinator cannot write: {error}"
             )
+        except PartsumError as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         return pb.PushResponse(accepted=True)
 
     async def _gather(

@@ -24,14 +24,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 
 from partsum.coordinator.lock import lock_file
-from partsum.coordinator.records import PlannedPart as PlannedPart
-from partsum.coordinator.records import Received as Received
-from partsum.coordinator.records import RoundPlan as RoundPlan
-from partsum.coordinator.records import RoundResult as RoundResult
-from partsum.coordinator.records import Span as Span
+from partsum.coordinator.records import Received, RoundPlan, RoundResult, Span
 from partsum.shared.errors import StateError
 from partsum.shared.messages import Update
 
@@ -50,10 +46,9 @@ CREATE TABLE IF NOT EXISTS curve (step INTEGER PRIMARY KEY, at REAL, body TEXT N
 """
 
 
-_NAN = ConfigDict(ser_json_inf_nan="constants")  # null would not come back as a float
-_PLAN = TypeAdapter(RoundPlan, config=_NAN)
-_RESULT = TypeAdapter(RoundResult, config=_NAN)
-_UPDATE = TypeAdapter(Update, config=_NAN)
+_PLAN = TypeAdapter(RoundPlan)
+_RESULT = TypeAdapter(RoundResult)
+_UPDATE = TypeAdapter(Update)
 
 
 class Store:
@@ -86,8 +81,9 @@ class Store:
 
     def _broken(self, error: Exception) -> StateError:
         return StateError(
-            f"the journal {self.folder / 'journal.sqlite'} cannot be used: {error}. Free disk space "
-            "if there is none, else restore the folder from a copy, or start a new run with --new"
+            f"the journal {self.folder / 'journal.sqlite'} cannot be used: {error}. Free disk "
+            "space if there is none, else restore the folder from a copy, or start a new run with "
+            "--new"
         )
 
     def _read(self, sql: str, *arguments: object) -> list[Any]:
@@ -124,7 +120,7 @@ class Store:
 
     def open_round(self, plan: RoundPlan, at: float) -> None:
         """The round is planned: its blobs are in the spool."""
-        text = _PLAN.dump_json(plan).decode()
+        text = _dump(_PLAN, plan)
         with self._transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO rounds (round, plan, opened) VALUES (?, ?, ?)",
@@ -136,7 +132,7 @@ class Store:
         with self._transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?, ?)",
-                (update.round, update.part_index, node, _UPDATE.dump_json(update).decode(), at),
+                (update.round, update.part_index, node, _dump(_UPDATE, update), at),
             )
 
     def forget_update(self, round: int, part: int) -> None:
@@ -153,7 +149,7 @@ class Store:
         with self._transaction():
             self._db.execute(
                 "UPDATE rounds SET closed = ?, result = ? WHERE round = ?",
-                (at, _RESULT.dump_json(result).decode(), round),
+                (at, _dump(_RESULT, result), round),
             )
             self._db.executemany(
                 "INSERT OR REPLACE INTO facts VALUES (?, ?)",
@@ -252,3 +248,8 @@ class Store:
                 path.unlink()
         for path in (self.folder / "spool").iterdir():
             path.unlink()
+
+
+def _dump(kind: TypeAdapter[Any], value: object) -> str:
+    """As JSON with NaN and Infinity: pydantic's own null for these would not come back."""
+    return json.dumps(kind.dump_python(value))

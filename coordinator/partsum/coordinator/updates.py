@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from partsum.coordinator.store import PlannedPart
+from partsum.coordinator.records import PlannedPart
 from partsum.shared.errors import UpdateRefusedError, WireError
 from partsum.shared.messages import Update
 from partsum.shared.part import Part, cut_module

@@ -7,6 +7,7 @@ here knows a socket or a clock but for the stage timer that it is given.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,8 +22,9 @@ from partsum.coordinator.gradients import GradientStep
 from partsum.coordinator.invariants import assert_merge
 from partsum.coordinator.merge import AVERAGE, BLOCK, Contribution, Tensors, merge_files
 from partsum.coordinator.planner import plan_parts
+from partsum.coordinator.records import PlannedPart, RoundPlan, RoundResult
 from partsum.coordinator.stand_in import stand_in
-from partsum.coordinator.store import PlannedPart, RoundPlan, RoundResult, Store
+from partsum.coordinator.store import Store
 from partsum.coordinator.updates import Shapes, check_update, part_shapes
 from partsum.coordinator.workplan import Workplan
 from partsum.shared.config import RunConfig
@@ -189,8 +191,8 @@ class Workshop:
         result = RoundResult(
             base=out.name,
             digest=digest,
-            loss=scores.loss if scores else None,
-            accuracy=scores.accuracy if scores else None,
+            loss=_finite(scores.loss) if scores else None,
+            accuracy=_finite(scores.accuracy) if scores else None,
             missing=missing,
             stage_seconds={},
         )
@@ -226,9 +228,9 @@ class Workshop:
         metadata = {"partsum.base": str(plan.round + 1)}
         if self.config.parts.aggregate == "gradients":
             # The middle: at its end the schedule may be at zero, and the round would be lost.
-            step = GradientStep(
-                self.config.training, self.store.folder / "bases", sum(plan.progress) / 2
-            )
+            middle = sum(plan.progress) / 2
+            folder = self.store.folder / "bases"
+            step = GradientStep(self.config.training, self.base.shape, folder, middle)
             digest = step.apply(old, shares, self.base.widths, out, plan.round)
         else:
             rule = BLOCK if self.block else AVERAGE
@@ -275,6 +277,11 @@ class Workshop:
         if self.block:
             assert_merge(self.base, model, list(shares.values()), self.validation)
         return self.base.scores(model, self.validation)
+
+
+def _finite(value: float) -> float | None:
+    """Nothing, for a task without a metric or a base that has diverged: the journal is JSON."""
+    return value if math.isfinite(value) else None
 
 
 def _share_of(cluster_size: int, config: RunConfig) -> int:

@@ -15,7 +15,7 @@ from partsum.node.blobs import BlobCache
 from partsum.node.client import Client, UnreachableError
 from partsum.node.metrics import NodeMetrics
 from partsum.node.orders import Train
-from partsum.node.process import WorkerProcess
+from partsum.node.process import TrainingError, WorkerProcess
 from partsum.node.state import Finished, NodeState, assignment_key
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared.errors import PartsumError, RefusedError, TaskError, WireError
@@ -132,7 +132,11 @@ class Assignments:
         order = await self._order(a)
         self._metrics.state.state("training")
         self._samples_counted = 0
-        done = await self._worker.train(order, self._report)
+        try:
+            done = await self._worker.train(order, self._report)
+        except TrainingError:
+            self._blobs.sweep(order.output)
+            raise
         self._metrics.samples.inc(a.num_samples - self._samples_counted)
         if done.path is not None:
             self._blobs.add(done.path, done.update.blob.digest, done.optimizer)

@@ -101,6 +101,11 @@ class BlobCache:
         self._make_room(newest=digest)
         return path
 
+    def sweep(self, output: Path) -> None:
+        """Remove what a dead worker left of a file that it was writing here."""
+        for file in self.folder.glob(f"*{output.name}*"):
+            file.unlink()
+
     def hold(self, blobs: Iterable[Blob]) -> None:
         """These blobs are in use from now on, and no others."""
         self._held = frozenset(blob.digest for blob in blobs)

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from partsum.node.metrics import NodeMetrics
     from partsum.node.process import WorkerProcess
     from partsum.node.state import NodeState
+    from partsum.shared.metrics import MetricsServer
 
 METRICS_PORT = 9465
 
@@ -59,9 +61,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add(
         "--metrics-port",
-        default=str(METRICS_PORT),
         metavar="PORT|off",
-        help=f"loopback port of /metrics and /healthz; 0 takes a free one ({METRICS_PORT})",
+        help="loopback port of /metrics and /healthz; 0 takes a free one "
+        f"({METRICS_PORT}, or a free one if that is taken)",
     )
     add("--verbose", action="store_true", help="log more")
     parser.set_defaults(run=run)
@@ -89,7 +91,7 @@ def _check(options: argparse.Namespace) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
         raise ConfigError(f"--device {options.device!r} is not auto, cpu or cuda:N")
     port = options.metrics_port
-    if port != "off" and not (port.isdigit() and int(port) < 65536):
+    if port not in {None, "off"} and not (port.isdigit() and int(port) < 65536):
         raise ConfigError(f"--metrics-port {port!r} is neither a port nor off")
     if options.threads < 0:
         raise ConfigError(f"--threads {options.threads} is negative; 0 leaves it to torch")
@@ -113,23 +115,18 @@ async def _live(options: argparse.Namespace) -> int:
 
     from partsum.node.metrics import NodeMetrics
     from partsum.node.state import NodeState
-    from partsum.shared.metrics import MetricsServer
 
     metrics = NodeMetrics()
     state = NodeState(options.state_dir)
     # Jitter is all that it is for; two nodes must not draw the same.
     rng = random.Random(state.instance)
     node, worker = _assemble(options, state, metrics, rng)
-    server = None
+    server = None if options.metrics_port == "off" else _serve_metrics(options, metrics, node)
     me = asyncio.current_task()
     assert me is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, me.cancel)
     try:
-        if options.metrics_port != "off":
-            port = int(options.metrics_port)
-            server = MetricsServer(metrics.registry, "127.0.0.1", port, node.health)
-            log.info("metrics on http://127.0.0.1:%d/metrics", server.port)
         log.info("node name=%s state=%s", options.name, options.state_dir)
         log.info("finished: %s", await node.run())
         return EXIT_OK
@@ -143,11 +140,26 @@ async def _live(options: argparse.Namespace) -> int:
         state.close()
 
 
+def _serve_metrics(options: argparse.Namespace, metrics: NodeMetrics, node: Node) -> MetricsServer:
+    """Open the HTTP door. Several nodes on one host need no flags: the first has the usual port."""
+    from partsum.shared.errors import PartsumError
+    from partsum.shared.metrics import MetricsServer
+
+    open_door = partial(MetricsServer, metrics.registry, "127.0.0.1", health=node.health)
+    try:
+        server = open_door(port=int(options.metrics_port or METRICS_PORT))
+    except PartsumError:
+        if options.metrics_port is not None:
+            raise
+        server = open_door(port=0)
+    log.info("metrics on http://127.0.0.1:%d/metrics", server.port)
+    return server
+
+
 def _assemble(
     options: argparse.Namespace, state: NodeState, metrics: NodeMetrics, rng: random.Random
 ) -> tuple[Node, WorkerProcess]:
     """The node and its worker, out of their parts."""
-    import functools
     import sys
 
     from partsum.node.blobs import BlobCache
@@ -159,9 +171,7 @@ def _assemble(
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a task may lie where the command is started
     settings = WorkerSettings(options.device, options.threads, options.verbose)
-    worker = WorkerProcess(
-        functools.partial(serve, settings=settings), rng, metrics.worker_restarts.inc
-    )
+    worker = WorkerProcess(partial(serve, settings=settings), rng, metrics.worker_restarts.inc)
     client = Client(
         options.coordinator, options.name, lambda way, size: metrics.bytes.labels(way).inc(size)
     )

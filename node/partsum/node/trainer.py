@@ -123,7 +123,7 @@ def _forward(task: Task, job: Job, module: nn.Module, indices: Tensor) -> Tensor
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda":
+    if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor
 

@@ -118,6 +118,9 @@ class _Bench:
         if self._settings.threads:
             torch.set_num_threads(self._settings.threads)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        # The first optimizer of a process takes seconds, for what torch imports with it: not while
+        # a round waits (2-6 s measured on 2 busy cores).
+        torch.optim.AdamW([torch.zeros(1)])
         device = probe.choose_device(self._settings.device)
         self._device = device
         self._task = tasks.load_task(spec)

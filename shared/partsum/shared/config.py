@@ -221,19 +221,12 @@ class RunConfig(Section):
     keep_bases: Annotated[int, Field(ge=0)] = 3
     """How many of the newest base versions to keep; 0 keeps all."""
     task: TaskConfig = TaskConfig()
-    """What is trained."""
     data: DataConfig = DataConfig()
-    """Which samples each part sees in the parts phase."""
     parts: PartsConfig = PartsConfig()
-    """How the base is cut, and the rounds of the parts phase."""
     training: TrainingConfig = TrainingConfig()
-    """How a node trains its part."""
     rounds: RoundsConfig = RoundsConfig()
-    """When a round starts, and when it stops waiting."""
     handoff: HandoffConfig = HandoffConfig()
-    """DeepSpeed's part of the run."""
     server: ServerConfig = ServerConfig()
-    """Where the coordinator listens."""
 
     @model_validator(mode="after")
     def _quorum_of_nodes(self) -> RunConfig:
@@ -271,10 +264,11 @@ def parse_config(text: str, source: str = "run.toml") -> RunConfig:
 
 def _explain(problem: ErrorDetails) -> str:
     """One pydantic problem as a line for a person."""
-    location = [part for part in problem["loc"] if isinstance(part, str) and "[" not in part]
+    location = _keys(problem["loc"])
     where = ".".join(location) or "the file"
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1])
+        section = _section_at(location[:-1])
+        known = list(section.model_fields) if section else []
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return f"{where}: unknown key; {hint}"
@@ -283,12 +277,23 @@ def _explain(problem: ErrorDetails) -> str:
     return f"{where}: {problem['msg']} (got {problem['input']!r})"
 
 
-def _fields_at(location: list[str]) -> list[str]:
-    """The keys that the table at ``location`` knows."""
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """The TOML keys of a pydantic location, without the names of types that it ends in."""
+    keys: list[str] = []
+    for name in map(str, location):
+        table = _section_at(keys)
+        if table is None and keys[-1] != "options":
+            break
+        keys.append(name)
+    return keys
+
+
+def _section_at(location: list[str]) -> type[BaseModel] | None:
+    """The table at ``location``; None where there is a value."""
     section: type[BaseModel] = RunConfig
     for name in location:
-        inner = section.model_fields[name].annotation
-        assert isinstance(inner, type)
-        assert issubclass(inner, BaseModel)
+        inner = section.model_fields[name].annotation if name in section.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return None
         section = inner
-    return list(section.model_fields)
+    return section

@@ -19,4 +19,6 @@ def handoff_rate(progress: float, share: float, warmup: float) -> float:
     """
     factor = rate(progress, warmup)
     ramp = warmup * (1 - share)
-    return factor if progress >= share + ramp else factor * max(progress - share, 1e-4) / ramp
+    if progress >= share + ramp:
+        return factor
+    return factor * min(1.0, max(progress - share, 1e-4) / ramp)

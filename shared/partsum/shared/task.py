@@ -80,8 +80,9 @@ def _find(name: str) -> Callable[..., object]:
         module = importlib.import_module(module_name)
     except Exception as error:  # a task's module may fail in any way while it is imported
         raise TaskError(
-            f"cannot import the task's module {module_name!r}: {type(error).__name__}: {error}. It must be installed, or "
-            "be importable from where the command was started, on the coordinator and every node"
+            f"cannot import the task's module {module_name!r}: "
+            f"{type(error).__name__}: {error}. It must be installed, or be importable from where "
+            "the command was started, on the coordinator and every node"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):

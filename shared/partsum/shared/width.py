@@ -252,8 +252,8 @@ def check_widths(model: nn.Module, widths: Widths) -> None:
             if not 0 <= slot.dim < len(shape) or not _tiles(slot, group.units, shape[slot.dim]):
                 raise WidthError(
                     f"width group {group.name!r} has {group.units} units of {slot.block} at "
-                    f"offsets {slot.offsets} in dimension {slot.dim} of {slot.tensor!r}, whose shape is "
-                    f"{tuple(shape)}"
+                    f"offsets {slot.offsets} in dimension {slot.dim} of {slot.tensor!r}, "
+                    f"whose shape is {tuple(shape)}"
                 )
             other = claimed.setdefault((slot.tensor, slot.dim), group.name)
             if other != group.name:

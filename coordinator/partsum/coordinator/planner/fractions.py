@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -21,11 +22,28 @@ def measured_fractions(
     bounds a share the same way: a node with a tenth of all memory does not get half of the width.
     """
     power = 0.5 if mode == "block" else 1.0
-    speed = _normal([max(g, 1e-9) ** power for g in gflops])
+    # A speed that is no number counts as next to none: it came from a node.
+    speed = [max(g, 1e-9) ** power if math.isfinite(g) else 1e-9 for g in gflops]
     memory = _normal([max(b, 1) ** power for b in memory_bytes])
     # A node may hold up to twice its memory's share before memory, not speed, sizes its part
     # (an assumption, not studied: what is free at the start is a rough figure).
-    return _normal([min(s, 2 * m) for s, m in zip(speed, memory, strict=True)])
+    return _capped(speed, [2 * share for share in memory])
+
+
+def _capped(shares: Sequence[float], caps: Sequence[float]) -> list[float]:
+    """In proportion to ``shares``, but none above its cap: what one is denied goes to the others.
+
+    The caps must add up to more than 1; the result adds up to 1.
+    """
+    full: set[int] = set()
+    while True:
+        left = 1 - sum(caps[k] for k in full)
+        wanted = sum(share for k, share in enumerate(shares) if k not in full)
+        found = [caps[k] if k in full else left * share / wanted for k, share in enumerate(shares)]
+        over = {k for k, share in enumerate(found) if share > caps[k]}
+        if not over:
+            return found
+        full |= over
 
 
 def split_units(units: int, fractions: Sequence[float]) -> list[int]:

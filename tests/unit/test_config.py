@@ -1,0 +1,140 @@
+"""run.toml: what is wrong is said in words, all at once, with the key and the value."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from partsum.shared.config import RunConfig, Section, load_config, parse_config
+from partsum.shared.errors import ConfigError
+from partsum.shared.messages import TrainSettings
+
+
+def complaint(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, "mine.toml")
+    return str(caught.value)
+
+
+def sections(section: type[Section]) -> Iterator[type[Section]]:
+    yield section
+    for field in section.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from sections(field.annotation)
+
+
+def test_an_empty_file_is_a_config_of_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("")
+    assert load_config(path) == RunConfig()
+
+
+@pytest.mark.parametrize("section", list(sections(RunConfig)), ids=lambda section: section.__name__)
+def test_every_field_of_every_section_says_what_it_does(section: type[Section]) -> None:
+    assert section.__doc__
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            assert inner.__doc__, name
+        else:
+            assert field.description, f"{section.__name__}.{name}"
+
+
+def test_training_settings_on_the_wire_are_named_as_in_the_config() -> None:
+    known = {*RunConfig().training.__class__.model_fields, "aggregate", "deterministic"}
+    assert {field.name for field in dataclasses.fields(TrainSettings)} <= known
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        RunConfig().parts.count = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sede = 1", "sede: unknown key; did you mean 'seed'?"),
+        ("[sever]\nport = 1", "sever: unknown key; did you mean 'server'?"),
+        ("[parts]\ncuont = 3", "parts.cuont: unknown key; did you mean 'count'?"),
+        ("[handoff]\nzero = 2", "handoff.zero: unknown key; did you mean 'zero_stage'?"),
+        ("[data]\nxyzzy = 2", "data.xyzzy: unknown key; known here: clusters, label_alpha"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_right_one(text: str, said: str) -> None:
+    assert said in complaint(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("seed = 'x'", "seed:", "'x'"),
+        ("[parts]\ncount = 0", "parts.count:", "0"),
+        ("[parts]\ncount = 2.5", "parts.count:", "2.5"),
+        ("[parts]\ncount = true", "parts.count:", "True"),
+        ("[parts]\nmode = 'blocks'", "parts.mode:", "'blocks'"),
+        ("[parts]\nfractions = [0.5, 2]", "parts.fractions:", "2"),
+        ("[training]\nbetas = [0.9]", "training.betas:", "0.9"),
+        ("[training]\nbetas = [0.9, 1.5]", "training.betas:", "1.5"),
+        ("[training]\nparts_share = 3", "training.parts_share:", "3"),
+        ("[training]\nlearning_rate = nan", "training.learning_rate:", "nan"),
+        ("[training]\nlearning_rate = inf", "training.learning_rate:", "inf"),
+        ("[handoff]\nepochs = -inf", "handoff.epochs:", "-inf"),
+        ("[server]\nport = 99999", "server.port:", "99999"),
+        ("[task.options]\na = [1.5]", "task.options.a:", "1.5"),
+        ("name = '../x'", "name:", "'../x'"),
+        ("training = 3", "training:", "3"),
+        ("parts = [1]", "parts:", "[1]"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(text: str, key: str, value: str) -> None:
+    message = complaint(text)
+    assert f"\n  {key}" in message
+    assert value in message
+    assert "constrained" not in message
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    message = complaint("sede = 1\n[parts]\ncount = 'many'\n[server]\nhots = 'x'")
+    assert message.startswith("mine.toml cannot be used:")
+    assert "sede" in message
+    assert "parts.count" in message
+    assert "server.hots" in message
+
+
+def test_fractions_must_be_one_for_each_part_and_add_up_to_one() -> None:
+    assert "3 entries, but count is 4" in complaint("[parts]\nfractions = [0.25, 0.25, 0.5]")
+    assert "add up to 0.9" in complaint("[parts]\ncount = 2\nfractions = [0.5, 0.4]")
+    config = parse_config("[parts]\ncount = 3\nfractions = [0.2, 0.3, 0.5]")
+    assert config.parts.fractions == [0.2, 0.3, 0.5]
+
+
+def test_gradients_are_refused_in_mode_block_and_taken_where_parts_share_parameters() -> None:
+    assert 'mode = "residual"' in complaint("[parts]\naggregate = 'gradients'")
+    parse_config("[parts]\naggregate = 'gradients'\nmode = 'residual'")
+    parse_config("[parts]\naggregate = 'gradients'\nplanner = 'full'")
+
+
+def test_a_host_that_others_can_reach_must_be_asked_for_in_so_many_words() -> None:
+    message = complaint("[server]\nhost = '0.0.0.0'")
+    assert "'0.0.0.0'" in message
+    assert "insecure = true" in message
+    assert parse_config("[server]\nhost = '0.0.0.0'\ninsecure = true").server.insecure
+
+
+def test_a_run_with_nothing_to_do_is_refused() -> None:
+    assert "nothing to do" in complaint("[parts]\nrounds = 0\n[handoff]\nenabled = false")
+
+
+def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the config .*none.toml"):
+        load_config(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="cannot read the config"):
+        load_config(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b"name = '\xe9'")
+    with pytest.raises(ConfigError, match="cannot read the config"):
+        load_config(tmp_path / "latin.toml")
+    assert "mine.toml is not valid TOML" in complaint("seed = ")

@@ -1,0 +1,138 @@
+"""The HTTP door: /metrics for Prometheus, /healthz for everyone."""
+
+from __future__ import annotations
+
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+
+from partsum.coordinator.metrics import PHASES, STATES, Metrics
+from partsum.shared.errors import PartsumError
+from partsum.shared.metrics import MetricsServer
+
+Health = Callable[[], tuple[bool, str]]
+
+
+def well() -> tuple[bool, str]:
+    return True, "round 3 of 4"
+
+
+def ill() -> tuple[bool, str]:
+    return False, "the run has failed"
+
+
+def get(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
+    try:
+        with closing(urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=10)) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with closing(error):
+            return error.code, error.read().decode()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def port(metrics: Metrics) -> Iterator[int]:
+    with closing(MetricsServer(metrics.registry, "127.0.0.1", 0, well)) as server:
+        yield server.port
+
+
+def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_the_page_shows_what_was_noted(metrics: Metrics, port: int) -> None:
+    metrics.accuracy.set(0.75)
+    metrics.refused.labels("shape").inc()
+    status, page = get(port, "/metrics")
+    assert status == 200
+    assert "partsum_accuracy 0.75" in page
+    assert 'partsum_updates_refused_total{reason="shape"} 1.0' in page
+
+
+def test_a_daemon_that_is_well_says_so_and_one_that_is_not_says_why() -> None:
+    for health, status in ((well, 200), (ill, 503)):
+        with closing(MetricsServer(CollectorRegistry(), "127.0.0.1", 0, health)) as server:
+            assert get(server.port, "/healthz") == (status, health()[1] + "\n")
+
+
+def test_a_port_in_use_is_an_error_in_words_and_a_closed_door_frees_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PartsumError, match=rf"127.0.0.1:{port}.*another metrics port"):
+            MetricsServer(CollectorRegistry(), "127.0.0.1", port, well)
+    for _ in range(2):
+        with closing(MetricsServer(CollectorRegistry(), "127.0.0.1", port, well)) as server:
+            assert server.port == port
+
+
+def test_an_address_that_is_not_here_is_an_error_in_words() -> None:
+    with pytest.raises(PartsumError, match=r"192\.0\.2\.1:0"):
+        MetricsServer(CollectorRegistry(), "192.0.2.1", 0, well)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_the_page_is_served_on_ipv6_loopback_too() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 loopback here")
+    with closing(MetricsServer(CollectorRegistry(), "::1", 0, well)) as server:
+        assert get(server.port, "/healthz", "[::1]")[0] == 200
+
+
+def test_exactly_one_phase_and_one_state_of_a_node_are_on(metrics: Metrics) -> None:
+    for phase in PHASES:
+        metrics.set_phase(phase)
+        on = [p for p in PHASES if sample(metrics, "partsum_phase", phase=p)]
+        assert on == [phase]
+    for state in STATES:
+        metrics.set_node_state("a", state)
+        name = "partsum_cluster_node_state"
+        assert [s for s in STATES if sample(metrics, name, node="a", state=s)] == [state]
+
+
+def test_bytes_are_counted_up_to_a_nodes_totals(metrics: Metrics) -> None:
+    for sent, received in ((10, 0), (10, 5), (30, 5)):
+        metrics.set_bytes("a", sent, received)
+    metrics.set_bytes("b", 1, 1)
+    assert sample(metrics, "partsum_bytes_total", direction="sent", node="a") == 30
+    assert sample(metrics, "partsum_bytes_total", direction="received", node="a") == 5
+    assert sample(metrics, "partsum_bytes_total", direction="sent", node="b") == 1
+
+
+def test_two_runs_in_one_process_do_not_share_metrics() -> None:
+    one, other = Metrics(), Metrics()
+    one.round.set(3)
+    assert sample(other, "partsum_round") == 0
+
+
+def test_every_metric_has_our_prefix_a_unit_where_it_has_one_and_says_what_it_is(
+    metrics: Metrics,
+) -> None:
+    for family in metrics.registry.collect():
+        assert family.name.startswith("partsum_"), family.name
+        assert family.documentation, family.name
+        assert "_ms" not in family.name
+
+
+def test_memory_is_measured_when_it_is_asked_for(metrics: Metrics) -> None:
+    memory = sample(metrics, "partsum_resident_memory_bytes")
+    assert memory is not None
+    assert memory > 10 << 20
+
+
+def test_any_registry_can_be_served() -> None:
+    registry = CollectorRegistry()
+    Gauge("node_thing", "A thing", registry=registry).set(2)
+    with closing(MetricsServer(registry, "127.0.0.1", 0, well)) as server:
+        assert "node_thing 2.0" in get(server.port, "/metrics")[1]
