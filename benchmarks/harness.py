@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 
 from partsum.coordinator.demo import Demo
-from partsum.coordinator.summary import Summary, config_digest, read_summary
-from partsum.shared.config import parse_config
+from partsum.coordinator.summary import Summary, read_summary
+from partsum.shared.config import RunConfig, parse_config
 from partsum.shared.errors import EXIT_OK, EXIT_STOPPED, PartsumError
 
 _SAID = 1500  # characters of what a failed run said that go into the error
@@ -49,7 +49,7 @@ def run(config: Mapping[str, Any], folder: Path, nodes: int) -> tuple[Summary, P
         KeyboardInterrupt: it was stopped.
     """
     text = to_toml({**config, "folder": str(folder), "server": {"port": 0, "metrics_port": 0}})
-    found = _finished(folder, config_digest(parse_config(text)))
+    found = _finished(folder, parse_config(text))
     if found is not None:
         return found, folder / "latest"
     # OpenMP's waiting threads spin: with other work on the cores, two threads took ten times as
@@ -68,13 +68,14 @@ def run(config: Mapping[str, Any], folder: Path, nodes: int) -> tuple[Summary, P
     return read_summary(folder / "latest" / "summary.json"), folder / "latest"
 
 
-def _finished(folder: Path, digest: str) -> Summary | None:
+def _finished(folder: Path, config: RunConfig) -> Summary | None:
+    """The summary of a finished run of that config, wherever its folder was then."""
     path = folder / "latest" / "summary.json"
     if not path.exists():
         return None
     summary = read_summary(path)
-    fits = summary.state == "finished" and summary.config_digest == digest
-    return summary if fits else None
+    wanted = {**config.model_dump(mode="json"), "folder": summary.config["folder"]}
+    return summary if summary.state == "finished" and summary.config == wanted else None
 
 
 def to_toml(values: Mapping[str, Any]) -> str:

@@ -46,8 +46,8 @@ class Choice:
 
     def label(self) -> str:
         """For tables and folder names."""
-        plain, own = Choice(), vars(self)
-        changed = [f"{k}-{v}" for k, v in own.items() if v != getattr(plain, k)]
+        own = {k: v for k, v in vars(self).items() if v != getattr(Choice(), k)}
+        changed = [f"{k}-{v}" for k, v in own.items() if k not in {"rate", "batch"}]
         return "-".join([f"rate-{self.rate:g}-batch-{self.batch}", *changed])
 
 

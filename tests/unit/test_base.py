@@ -302,7 +302,10 @@ def test_base_0_is_the_same_for_the_same_seed_whatever_the_model_draws(tmp_path:
             self.shift = nn.Parameter(torch.randn(6))
 
         def forward(self, inputs: Tensor) -> Tensor:
-            return super().forward(inputs + self.shift)  # type: ignore[no-any-return]
+            inputs = inputs + self.shift
+            for layer in self:
+                inputs = layer(inputs)
+            return inputs
 
     base = Base(task_of(Positions), CPU)
     digests = [base.initial(tmp_path / f"{n}", seed, 0.25) for n, seed in enumerate([7, 7, 8])]

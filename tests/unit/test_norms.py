@@ -110,7 +110,7 @@ def test_averaged_batch_norm_statistics_are_wrong_and_recalibration_mends_them()
     assert (norm.running_var / true_var - 1).abs().max() > 0.5
 
     momentum = norm.momentum
-    recalibrate(model, list(inputs.split(100)))
+    recalibrate(model, list(torch.split(inputs, 100)))
     torch.testing.assert_close(norm.running_mean, true_mean, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(norm.running_var, true_var, rtol=0.05, atol=0)
     assert norm.momentum == momentum

@@ -160,7 +160,7 @@ def test_a_walk_that_is_cut_anywhere_goes_on_where_it_was() -> None:
     whole = torch.cat(list(walk(3, cluster, 0, 40, 6)))
     pieces = [torch.cat(list(walk(3, cluster, at, 8, 3))) for at in range(0, 40, 8)]
     assert torch.equal(whole, torch.cat(pieces))
-    for epoch in whole[:35].split(7):
+    for epoch in torch.split(whole[:35], 7):
         assert epoch.sort().values.equal(cluster)
     assert not whole[:7].equal(whole[7:14])
     assert list(walk(3, cluster, 5, 0, 4)) == []

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Coroutine
 
 from partsum.coordinator import events as e
 from partsum.coordinator.desk import NodeDesk, OpenRound
+from partsum.coordinator.handover import begin_handoff, hand_over
 from partsum.coordinator.metrics import Metrics
 from partsum.coordinator.rounds import RoundMachine
 from partsum.coordinator.run import Run
@@ -166,8 +167,8 @@ class CoordinatorDaemon:
         self._decide(e.Merged())
 
     async def _hand_off(self) -> None:
-        self.run.begin_handoff(self.desk.registry.totals())
-        await self.run.hand_off(self._show_handoff)
+        begin_handoff(self.run, self.desk.registry.totals())
+        await hand_over(self.run, self._show_handoff)
         self._show_scores(self.run.loss, self.run.accuracy)
         self._decide(e.HandoffDone())
 

@@ -16,6 +16,7 @@ from partsum.coordinator.records import RoundPlan, Span
 from partsum.coordinator.registry import Node, Registry, Session
 from partsum.coordinator.rounds import RoundMachine
 from partsum.coordinator.run import Run
+from partsum.coordinator.updates import check_claim
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared import wire
 from partsum.shared.errors import RefusedError, UpdateRefusedError
@@ -204,7 +205,7 @@ class NodeDesk:
         job = self._machine.jobs.get(update.part_index)
         if job is None or job.state == "in":
             return f"part {update.part_index} of round {update.round} is already in"
-        self._run.check_claim(update, round.plan.parts[update.part_index])
+        check_claim(update, round.plan.parts[update.part_index])
         if node.state != "sending":
             node.state, node.offered_at = "sending", self._run.clock.now()
             self._changed()

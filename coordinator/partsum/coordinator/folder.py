@@ -12,7 +12,9 @@ from pathlib import Path
 from partsum.coordinator.store import Store
 from partsum.coordinator.summary import config_digest
 from partsum.shared.config import RunConfig, parse_config
-from partsum.shared.errors import StateError
+from partsum.shared.errors import ConfigError, StateError
+
+DEEPSPEED_COPY = "deepspeed.json"  # the user's file, as it was when the run was started
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,13 @@ class RunFolder:
     address: str
 
 
-def new_run(config: RunConfig, text: str, now: float) -> Store:
-    """Make runs/NAME-TIME and let runs/latest point at it."""
+def new_run(config: RunConfig, text: str, now: float, source: Path = Path("run.toml")) -> Store:
+    """Make runs/NAME-TIME and let runs/latest point at it.
+
+    ``source`` is where the config lies: a DeepSpeed file that it names is copied from beside it.
+    """
+    given = config.handoff.deepspeed_config
+    deepspeed = _read_given(source.parent / given) if given is not None else None
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
     parent = Path(config.folder)
     path = parent / f"{config.name}-{stamp}"
@@ -39,6 +46,8 @@ def new_run(config: RunConfig, text: str, now: float) -> Store:
         except OSError as error:
             raise StateError(f"cannot make the run folder {path}: {error}") from error
     (path / "config.toml").write_text(text, encoding="utf-8")
+    if deepspeed is not None:
+        (path / DEEPSPEED_COPY).write_text(deepspeed, encoding="utf-8")
     latest = parent / "latest"
     fresh = parent / f".latest-{path.name}"
     fresh.symlink_to(path.name)
@@ -46,6 +55,13 @@ def new_run(config: RunConfig, text: str, now: float) -> Store:
     store = Store(path.absolute())
     store.note(started_at=now, config_digest=config_digest(config), state="running")
     return store
+
+
+def _read_given(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"handoff.deepspeed_config: cannot read {path}: {error}") from error
 
 
 def unfinished_run(config: RunConfig) -> Path | None:

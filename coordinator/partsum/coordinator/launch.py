@@ -82,4 +82,4 @@ def _open(config: Path | None, resume: Path | None, new: bool) -> tuple[RunConfi
         log.info("resuming the unfinished run %s (--new starts another)", found)
         return open_run(found)
     text = config.read_text(encoding="utf-8")
-    return loaded, new_run(loaded, text, time.time())
+    return loaded, new_run(loaded, text, time.time(), config)

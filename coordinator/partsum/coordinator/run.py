@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,15 +16,16 @@ from partsum.coordinator.base import Base
 from partsum.coordinator.clock import RunClock, Stages
 from partsum.coordinator.clusters import make_clusters
 from partsum.coordinator.events import RoundSettings
-from partsum.coordinator.handoff import HandoffJob, HandoffProgress, run_handoff
+from partsum.coordinator.folder import DEEPSPEED_COPY
+from partsum.coordinator.handoff import HandoffProgress
+from partsum.coordinator.handoff_config import deepspeed_settings
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.planner import equal_fractions
 from partsum.coordinator.records import PlannedPart, RoundPlan, RoundResult
 from partsum.coordinator.store import Store
-from partsum.coordinator.updates import check_claim
 from partsum.coordinator.workplan import Workplan, make_workplan
-from partsum.coordinator.workshop import Workshop, base_name, blob_of, write_clusters
-from partsum.shared.config import RunConfig
+from partsum.coordinator.workshop import Workshop, blob_of, write_clusters
+from partsum.shared.config import HandoffConfig, RunConfig
 from partsum.shared.errors import DataError, RefusedError, TaskError
 from partsum.shared.messages import (
     Assignment,
@@ -87,8 +88,17 @@ class Run:
                 )
             self.store.note(**{key: now})
 
+    def handoff_config(self) -> HandoffConfig:
+        """The hand-off's section; it names the run's own copy of a DeepSpeed file."""
+        handoff = self.config.handoff
+        if handoff.deepspeed_config is None:
+            return handoff
+        return handoff.model_copy(update={"deepspeed_config": str(self.folder / DEEPSPEED_COPY)})
+
     def prepare(self) -> None:
         """Everything that can be wrong with the model or the data is found here, before nodes."""
+        if self.config.handoff.enabled:
+            deepspeed_settings(self.handoff_config(), self.config.training)
         self.workshop.initial_base()
         if not self.config.parts.rounds:
             return
@@ -189,7 +199,7 @@ class Run:
                 await asyncio.to_thread(self.workshop.restore_starts, plan)
         else:
             with self.stages.timing("plan"):
-                workplan = await asyncio.to_thread(self._made_workplan, profiles)
+                workplan = await asyncio.to_thread(self.workplan, profiles)
                 plan = await asyncio.to_thread(self.workshop.plan_round, workplan, round)
             self.store.open_round(plan, self.opened)
         noted = self.store.fact("holders") or {}
@@ -216,10 +226,6 @@ class Run:
             noted = {"round": round, "parts": {}}
         noted["parts"][str(part)] = node
         self.store.note(holders=noted)
-
-    def check_claim(self, update: Update, planned: PlannedPart) -> None:
-        """Raise UpdateRefusedError where what an update says of itself does not fit."""
-        check_claim(update, planned)
 
     async def check_update(self, path: Path, planned: PlannedPart) -> None:
         """Raise UpdateRefusedError where an update's tensors do not fit."""
@@ -253,61 +259,14 @@ class Run:
             return None
         return Workplan(tuple(stored["fractions"]), tuple(stored["holders"]), stored["share"])
 
-    def _made_workplan(self, profiles: Mapping[str, NodeProfile]) -> Workplan:
+    def workplan(self, profiles: Mapping[str, NodeProfile]) -> Workplan:
         """Made once, when the first nodes are there, and kept in the journal."""
         if self._workplan is None:
             self._workplan = make_workplan(self.config, self.base, self.train, profiles)
             self.store.note(workplan=vars(self._workplan))
         return self._workplan
 
-    # -- hand-off and end -------------------------------------------------------------------------
-
-    def begin_handoff(self, bytes_moved: tuple[int, int]) -> None:
-        """Note where the parts phase ended."""
-        if self.store.fact("handoff_began") is None:
-            self.store.note(handoff_began=self.clock.now(), parts_bytes=bytes_moved)
-
-    async def hand_off(self, changed: Callable[[], None]) -> None:
-        """Let DeepSpeed train the merged base; its result becomes the run's."""
-        config = self.config
-        plan = self.store.plan(self.next_round - 1) if self.next_round else None
-        grouped = config.handoff.norms == "grouped" and plan is not None
-        norm_parts = self.workshop.norm_parts(plan) if grouped and plan else []
-        share = self._made_workplan({}).share
-        job = HandoffJob(
-            task=config.task,
-            base=self.store.base_path(base_name(self.next_round)),
-            folder=self.folder / "handoff",
-            seed=config.seed,
-            deterministic=config.deterministic,
-            handoff=config.handoff,
-            training=config.training,
-            share=share,
-            norm_parts=[{n: list(u) for n, u in part.units.items()} for part in norm_parts],
-        )
-
-        def note(progress: HandoffProgress) -> None:
-            self.handoff_progress = progress
-            # Before the first step there is no training loss, only the start's evaluation.
-            body: dict[str, float | None] = {"loss": progress.loss if progress.step else None}
-            if progress.scores is not None:
-                self.loss, self.accuracy = progress.scores.loss, progress.scores.accuracy
-                body |= {"validation_loss": self.loss, "accuracy": self.accuracy}
-            self.store.note_curve(progress.step, self.clock.now(), body)
-            changed()
-
-        result = await run_handoff(job, note)
-        self.loss, self.accuracy = result.scores.loss, result.scores.accuracy
-        final = self.folder / "final.safetensors"
-        os.replace(result.final, final)
-        self.store.note(
-            handoff={
-                "start": vars(result.start_scores),
-                "end": vars(result.scores),
-                "seconds": result.seconds,
-                "peak_memory_bytes": result.peak_memory_bytes,
-            }
-        )
+    # -- what is seen of it -----------------------------------------------------------------------
 
     def status(
         self,
