@@ -39,7 +39,7 @@ def serve(pipe: Connection) -> None:
 
     async def run() -> None:
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        rpc.add_CoordinatorServiceServicer_to_server(Sink(), server)  # type: ignore[arg-type]
+        rpc.add_CoordinatorServiceServicer_to_server(Sink(), server)  # type: ignore[abstract]
         pipe.send(server.add_insecure_port("127.0.0.1:0"))
         await server.start()
         await server.wait_for_termination()
@@ -59,7 +59,7 @@ async def push(port: int, chunks: int) -> float:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS) as channel:
         stub = rpc.CoordinatorServiceStub(channel)
         start = time.perf_counter()
-        await stub.Push(requests())  # type: ignore[arg-type]
+        await stub.Push(requests())
         return time.perf_counter() - start
 
 

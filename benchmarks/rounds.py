@@ -20,9 +20,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from harness import parser, run, write_figures
 from rich.console import Console
 from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs as a script
+
+from benchmarks.harness import parser, run, write_figures
 
 from partsum.coordinator.summary import Summary
 

@@ -22,7 +22,7 @@ from benchmarks.accuracy.methods import Choice, Method, Workload
 from benchmarks.accuracy.outcomes import Outcome, try_out
 from benchmarks.harness import Spread, parser, write_figures
 
-from partsum.shared.errors import PartsumError
+from partsum.shared.errors import EXIT_STOPPED, PartsumError
 
 MLP = Workload(
     name="mlp",
@@ -219,6 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PartsumError as error:
         print(f"time_to_accuracy: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on after the runs that are done", file=sys.stderr)
+        return EXIT_STOPPED
     if options.json:
         write_figures(options.json, found)
     if options.plot:

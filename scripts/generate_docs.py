@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
+from pydantic.fields import FieldInfo
+
 from partsum.coordinator.metrics import Metrics
 from partsum.node.metrics import NodeMetrics
 from partsum.shared.config import RunConfig, Section
-from prometheus_client import CollectorRegistry
-from pydantic.fields import FieldInfo
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -86,18 +87,24 @@ class Cluster:
         said = json.loads(line)
         self.address, self.run = said["address"], Path(said["folder"])
 
-    def node(self, name: str, address: str = "") -> None:
-        """Start a node."""
+    def node(self, name: str, address: str = "", folder: Path | None = None) -> None:
+        """Start a node, where given in another working folder."""
         arguments = ["node", "--coordinator", address or self.address, "--name", name]
         arguments += ["--state-dir", str(self.folder / name), "--device", "cpu"]
-        self.start(name, [*arguments, "--threads", "1", "--metrics-port", "off"])
+        self.start(name, [*arguments, "--threads", "1", "--metrics-port", "off"], folder=folder)
 
-    def start(self, name: str, arguments: list[str], keep: tuple[int, ...] = ()) -> None:
+    def start(
+        self,
+        name: str,
+        arguments: list[str],
+        keep: tuple[int, ...] = (),
+        folder: Path | None = None,
+    ) -> None:
         """Start a partsum process; its output goes to NAME.log."""
         with open(self.folder / f"{name}.log", "ab") as log:
             self.processes[name] = subprocess.Popen(
                 [*PROGRAM, *arguments],
-                cwd=self.folder,
+                cwd=folder or self.folder,
                 stdout=log,
                 stderr=log,
                 pass_fds=keep,
@@ -108,6 +115,11 @@ class Cluster:
         """As the out-of-memory killer would."""
         self.processes[name].send_signal(signal.SIGKILL)
         self.processes[name].wait()
+
+    def limit_files(self, name: str, limit_bytes: int) -> None:
+        """From now on no file of the process may grow beyond this."""
+        pid, limits = self.processes[name].pid, (limit_bytes, resource.RLIM_INFINITY)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
 
     def wait(self, name: str, seconds: float = 100.0) -> int:
         """A process's exit code."""

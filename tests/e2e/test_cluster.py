@@ -17,10 +17,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from safetensors.torch import load_file
 
 from partsum.shared.messages import TaskSpec
-from partsum.shared.task import load_task
+from partsum.shared.task import gather, load_task, num_samples
 
 if TYPE_CHECKING:
-    from conftest import Cluster
+    from tests.e2e.conftest import Cluster
 
 Make = Callable[..., "Cluster"]
 
@@ -57,7 +57,8 @@ def test_a_run_from_parts_to_hand_off_leaves_everything_a_user_needs(make_cluste
     task = load_task(TaskSpec("partsum.shared.tasks:digits", {"widths": [32, 32]}))
     model = task.model()
     model.load_state_dict(load_file(cluster.run / "final.safetensors"), strict=True)
-    inputs, targets = (torch.stack(c) for c in zip(*task.validation(), strict=True))  # type: ignore[call-overload]
+    validation = task.validation()
+    inputs, targets = gather(validation, torch.arange(num_samples(validation)))
     right = (model.eval()(inputs).argmax(1) == targets).float().mean()
     assert float(right) == pytest.approx(summary["final_accuracy"], abs=1e-3)
 

@@ -141,7 +141,7 @@ def with_node(
             await asyncio.sleep(0.01)
         try:
             async with grpc.aio.insecure_channel(address) as channel:
-                await test(HandNode(rpc.CoordinatorServiceStub(channel), folder))  # type: ignore[arg-type]
+                await test(HandNode(rpc.CoordinatorServiceStub(channel), folder))
                 await asyncio.sleep(0.1)
         finally:
             if run.next_round < run.config.parts.rounds:

@@ -112,19 +112,8 @@ def test_a_handoff_lowers_the_loss_and_its_result_loads_with_plain_torch(make_jo
         assert file.metadata == {"task": "handoff_task:make", "seed": "3", "norms": "plain"}
 
 
-def test_two_ranks_share_each_batch_and_lower_the_loss(make_job: MakeJob) -> None:
-    job = make_job({}, local_world_size=2, evaluations=0)
-    result, seen = run(job)
-    assert result.scores.loss < 0.8 * result.start_scores.loss
-    assert all(progress.steps == 64 for progress in seen)
-
-
-@pytest.mark.parametrize("stage", [0, 3])
-def test_other_zero_stages_give_the_same_names_and_a_lower_loss(
-    make_job: MakeJob, stage: int
-) -> None:
-    job = make_job({}, zero_stage=stage, evaluations=0)
-    result, _ = run(job)
+def test_zero_3_gives_the_same_names_and_a_lower_loss(make_job: MakeJob) -> None:
+    result, _ = run(make_job({}, zero_stage=3, evaluations=0))
     assert result.scores.loss < 0.8 * result.start_scores.loss
     model = load_task(TaskSpec("handoff_task:make")).model()
     model.load_state_dict(load_tensors(result.final), strict=True)
@@ -165,7 +154,7 @@ def test_a_job_killed_with_its_ranks_goes_on_from_its_checkpoint(make_job: MakeJ
     assert result.start_scores.accuracy < 0.4, "the start's scores are the base's own"
 
 
-def test_a_job_ends_when_its_coordinator_is_killed_and_the_next_one_goes_on(
+def test_two_ranks_end_when_their_coordinator_is_killed_and_the_next_one_goes_on(
     make_job: MakeJob,
 ) -> None:
     job = make_job({"slow_seconds": 0.2}, local_world_size=2, evaluations=0)
@@ -173,8 +162,10 @@ def test_a_job_ends_when_its_coordinator_is_killed_and_the_next_one_goes_on(
     assert len(ranks_of(job)) == 2
     coordinator.kill()
     coordinator.wait()
-    _, seen = run(without_delay(job))  # it waits for the lock, which the old ranks hold
+    result, seen = run(without_delay(job))  # it waits for the lock, which the old ranks hold
     assert seen[0].step >= 10
+    assert (seen[-1].step, seen[-1].steps) == (64, 64)
+    assert result.scores.loss < 0.8 * result.start_scores.loss
     assert ranks_of(job) == []
 
 
@@ -193,8 +184,8 @@ def test_a_cancelled_handoff_leaves_a_checkpoint_and_no_process(make_job: MakeJo
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(cancel_after_a_step())
     assert ranks_of(job) == []
-    _, seen = run(without_delay(job))
-    assert seen[0].step >= 3
+    (whole,) = (job.folder / "checkpoints").glob("*/whole.json")
+    assert int(whole.parent.name) >= 3
 
 
 def test_a_resumed_handoff_ends_with_the_weights_of_an_undisturbed_one(make_job: MakeJob) -> None:
@@ -208,10 +199,6 @@ def test_a_resumed_handoff_ends_with_the_weights_of_an_undisturbed_one(make_job:
     assert "step 60 is damaged" in (job.folder / "handoff.log").read_text()
     resumed = load_tensors(result.final)
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in undisturbed.items())
-
-
-def test_checkpoints_of_other_settings_are_refused_and_named(make_job: MakeJob) -> None:
-    run(make_job({}, evaluations=0))
     with pytest.raises(HandoffError, match=r"batch size was 32 and is 64.*remove .*checkpoints"):
         run(make_job({}, batch_size=64))
 

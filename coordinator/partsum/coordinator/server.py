@@ -38,8 +38,8 @@ async def serve(run: Run, ready: int | None = None) -> Summary:
     """
     config = run.config.server
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    port = _bind(server, config.host, config.port)
-    address = f"{config.host}:{port}"
+    host = f"[{config.host}]" if ":" in config.host else config.host  # IPv6
+    address = f"{host}:{_bind(server, host, config.port)}"
     daemon = CoordinatorDaemon(run, address)
     rpc.add_CoordinatorServiceServicer_to_server(CoordinatorService(daemon.desk), server)
     rpc.add_OperatorServiceServicer_to_server(OperatorService(daemon), server)

@@ -243,6 +243,8 @@ class Store:
         if keep_bases:
             for path in sorted((self.folder / "bases").glob("base-*"))[:-keep_bases]:
                 path.unlink()
+        for path in (self.folder / "bases").glob(".base-*"):  # a killed merge's
+            path.unlink()
         for path in (self.folder / "parts").iterdir():
             if path not in keep_parts:
                 path.unlink()

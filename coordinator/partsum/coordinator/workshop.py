@@ -159,8 +159,6 @@ class Workshop:
             save_tensors(path, {"inputs": inputs, "targets": targets}, durable=False)
         return path, blob_of(path)
 
-    # -- updates ----------------------------------------------------------------------------------
-
     def update_path(self, round: int, part: int) -> Path:
         """Where an accepted update lies until its round is committed."""
         return self.store.spool_path(f"update-r{round}-p{part}.safetensors")
@@ -270,13 +268,14 @@ class Workshop:
     def _evaluate(
         self, plan: RoundPlan, shares: Mapping[int, Contribution], path: Path
     ) -> Scores | None:
-        every, last = self.config.parts.evaluate_every, plan.round + 1 == self.config.parts.rounds
-        if not last and not (every and (plan.round + 1) % every == 0):
+        parts, done = self.config.parts, plan.round + 1
+        wanted = done == parts.rounds or (parts.evaluate_every and done % parts.evaluate_every == 0)
+        if not (wanted or self.block):
             return None
         model = self.base.model(path, self.norm_parts(plan))
-        if self.block:
+        if self.block:  # at every merge: what it finds would show nowhere else
             assert_merge(self.base, model, list(shares.values()), self.validation)
-        return self.base.scores(model, self.validation)
+        return self.base.scores(model, self.validation) if wanted else None
 
 
 def _finite(value: float) -> float | None:
