@@ -84,7 +84,13 @@ VIT_METHODS = (
         methods.parts_then_handoff,
         (Choice(1e-3, 32),),
     ),
-    Method("dp32", "data-parallel, batch 32", methods.data_parallel, (Choice(1e-3, 32),), nodes=0),
+    Method(
+        "dp32",
+        "data-parallel, batch 32",
+        methods.data_parallel,
+        (Choice(1e-3, 32), Choice(2e-3, 32)),
+        nodes=0,
+    ),
     Method(
         "grouped",
         "parts + hand-off, grouped norms",

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md and docs/metrics.md from the code; --check fails where they differ."""
+"""Write docs/configuration.md and docs/metrics.md from the code; --check fails where stale."""
 
 from __future__ import annotations
 
