@@ -21,6 +21,7 @@ from partsum.coordinator.summary import Summary, read_summary
 from partsum.shared.config import RunConfig, parse_config
 from partsum.shared.errors import EXIT_OK, EXIT_STOPPED, PartsumError
 
+_TABLE_WIDTH = 160
 _SAID = 1500  # characters of what a failed run said that go into the error
 
 
@@ -37,6 +38,12 @@ def parser(description: str) -> argparse.ArgumentParser:
         "(default: %(default)s)",
     )
     return made
+
+
+def wide_console() -> Console:
+    """A terminal's own width, else one that tables fit into."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_TABLE_WIDTH)
 
 
 def run(config: Mapping[str, Any], folder: Path, nodes: int) -> tuple[Summary, Path]:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from benchmarks.accuracy import methods, plot
 from benchmarks.accuracy.methods import Choice, Method, Workload
 from benchmarks.accuracy.outcomes import Outcome, try_out
-from benchmarks.harness import Spread, parser, write_figures
+from benchmarks.harness import Spread, parser, wide_console, write_figures
 
 from partsum.shared.errors import EXIT_STOPPED, PartsumError
 
@@ -52,7 +52,7 @@ MLP_METHODS = (
         "dp256",
         "data-parallel, batch 256",
         methods.data_parallel,
-        (Choice(2e-3, 256), Choice(4e-3, 256)),
+        (Choice(2e-3, 256), Choice(4e-3, 256), Choice(8e-3, 256)),
         nodes=0,
     ),
     Method(
@@ -73,7 +73,7 @@ MLP_METHODS = (
         "cloned",
         "one slice, cloned + hand-off",
         methods.one_slice,
-        (Choice(4e-3, 64), Choice(2e-3, 64)),
+        (Choice(2e-3, 64), Choice(4e-3, 64), Choice(8e-3, 64)),
         cloned=True,
     ),
 )
@@ -82,7 +82,7 @@ VIT_METHODS = (
         "parts",
         "parts + hand-off, plain norms",
         methods.parts_then_handoff,
-        (Choice(1e-3, 32),),
+        (Choice(1e-3, 32), Choice(2e-3, 32)),
     ),
     Method(
         "dp32",
@@ -95,13 +95,14 @@ VIT_METHODS = (
         "grouped",
         "parts + hand-off, grouped norms",
         methods.parts_then_handoff,
-        (Choice(1e-3, 32, norms="grouped"),),
+        (Choice(1e-3, 32, norms="grouped"), Choice(2e-3, 32, norms="grouped")),
     ),
     Method("dp64", "data-parallel, batch 64", methods.data_parallel, (Choice(1e-3, 64),), nodes=0),
     Method(
         "dp128", "data-parallel, batch 128", methods.data_parallel, (Choice(1e-3, 128),), nodes=0
     ),
 )
+_QUICK = {"parts", "dp256", "dp32", "fedavg", "ensemble", "cloned"}
 EXPERIMENTS = {"mlp": (MLP, MLP_METHODS), "vit": (VIT, VIT_METHODS)}
 
 
@@ -195,10 +196,11 @@ def figures(load: Workload, results: Sequence[Result]) -> dict[str, float]:
 
 
 def quick(load: Workload, tried: Sequence[Method]) -> tuple[Workload, tuple[Method, ...]]:
-    """A smaller budget, smaller images of it, and one choice for each method."""
+    """A fifth of the budget, fewer tokens for it, and one choice for the telling methods."""
     options = {**load.options, "patch": 7} if "layers" in load.options else load.options
     small = replace(load, budget=load.budget / 5, options=options, evaluations=0)
-    few = [replace(method, choices=method.choices[:1]) for method in tried]
+    told = [method for method in tried if method.name in _QUICK]
+    few = [replace(method, choices=method.choices[:1]) for method in told]
     return small, tuple(few)
 
 
@@ -209,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--models", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     flags.add_argument("--plot", type=Path, metavar="FILE", help="draw accuracy curves there")
     options = flags.parse_args(arguments)
-    console, drawn = Console(), []
+    console, drawn = wide_console(), []
     found: dict[str, float] = {}
     folder: Path = options.folder / ("quick" if options.quick else "full") / "time_to_accuracy"
     try:

@@ -11,7 +11,7 @@ from benchmarks.accuracy.outcomes import Outcome
 Drawn = tuple[Workload, Sequence[tuple[str, Sequence[Outcome]]]]
 """A workload, and each method's title and outcomes, one for each seed."""
 
-_FLOOR = 0.05  # MB: where a logarithmic axis begins
+_SHOWN = 20  # points below the best that the axis reaches down to
 
 
 def draw(drawn: Sequence[Drawn], path: Path) -> None:
@@ -29,7 +29,9 @@ def draw(drawn: Sequence[Drawn], path: Path) -> None:
             times, moved, accuracies = _means(outcomes)
             (line,) = by_time.plot(times, accuracies, marker="o", markersize=3, label=title)
             colour = line.get_color()
-            by_bytes.plot(moved, accuracies, marker="o", markersize=3, color=colour, label=title)
+            sent = [k for k, amount in enumerate(moved) if amount]  # a logarithm has no zero
+            reached = [accuracies[k] for k in sent]
+            by_bytes.plot([moved[k] for k in sent], reached, marker="o", markersize=3, color=colour)
             for outcome in outcomes:
                 end = outcome.curve[-1]
                 by_time.plot(end.time, 100 * end.accuracy, "_", color=colour, markersize=9)
@@ -40,7 +42,7 @@ def draw(drawn: Sequence[Drawn], path: Path) -> None:
         by_bytes.set_xscale("log")
         best = max(100 * o.accuracy for _, outcomes in methods for o in outcomes)
         for axis in (by_time, by_bytes):
-            axis.set_ylim(best - 30, best + 1)
+            axis.set_ylim(best - _SHOWN, best + 1)
             axis.set_ylabel("accuracy, %")
             axis.grid(alpha=0.3)
         by_time.legend(fontsize=8, loc="lower right")
@@ -54,6 +56,6 @@ def _means(outcomes: Sequence[Outcome]) -> tuple[list[float], list[float], list[
     count = len(outcomes)
     return (
         [sum(m.time for m in same) / count for same in marks],
-        [max(_FLOOR, sum(m.bytes for m in same) / count / 1e6) for same in marks],
+        [sum(m.bytes for m in same) / count / 1e6 for same in marks],
         [100 * sum(m.accuracy for m in same) / count for same in marks],
     )

@@ -37,7 +37,7 @@ name = "door"
 folder = "{folder}"
 task = {{ name = "partsum.shared.tasks:digits", options = {{ widths = [12, 12] }} }}
 parts = {{ count = 1, rounds = 1, local_epochs = 0.1 }}
-rounds = {{ heartbeat_seconds = 5.0, refusals = 9 }}
+rounds = {{ heartbeat_seconds = 5.0, refusals = 10 }}
 handoff = {{ enabled = false }}
 server = {{ port = 0, metrics_port = 0 }}
 """
@@ -181,6 +181,7 @@ def test_every_bad_update_is_refused_with_its_reason_and_a_good_one_still_counts
             (good, {"start_digest": "f" * 32}, "this round starts from a fresh part"),
             (good, {"num_samples": 7}, "it counts 7 samples"),
             (good, {"loss": math.inf}, "its training loss is inf"),
+            (good, {"train_seconds": math.inf}, "its train_seconds is inf"),
         ]
         for tensors, changes, reason in cases:
             answer = await node.deliver(assignment, tensors, **changes)
@@ -198,7 +199,7 @@ def test_every_bad_update_is_refused_with_its_reason_and_a_good_one_still_counts
     assert summary.state == "finished"
     kinds = [refusal.kind for refusal in summary.rounds[0].refused]
     expected = ["not_finite", "missing", "extra", "shape", "dtype", "base", "samples"]
-    assert kinds == [*expected, "not_finite"]
+    assert kinds == [*expected, "not_finite", "not_finite"]
 
 
 def test_a_push_that_breaks_off_goes_on_where_it_was_and_damage_is_noticed(
@@ -228,6 +229,60 @@ def test_a_push_that_breaks_off_goes_on_where_it_was_and_damage_is_noticed(
     summary = with_node(tmp_path, test)
     assert summary is not None
     assert summary.state == "finished"
+
+
+def test_of_two_pushes_of_one_update_only_one_appends(tmp_path: Path) -> None:
+    async def test(node: HandNode) -> None:
+        assignment = await joined(node)
+        offer, data = node.offer(assignment, node.tensors(assignment))
+        half = len(data) // 2
+        waits = asyncio.Event()
+
+        async def stalls() -> AsyncIterator[pb.PushRequest]:
+            yield pb.PushRequest(offer=offer)
+            yield pb.PushRequest(chunk=wire.chunk_to_wire(0, data[:half]))
+            await waits.wait()
+            yield pb.PushRequest(chunk=wire.chunk_to_wire(half, data[half:]))
+
+        async def goes_on() -> AsyncIterator[pb.PushRequest]:
+            yield pb.PushRequest(offer=offer)
+            middle = half + 100
+            yield pb.PushRequest(chunk=wire.chunk_to_wire(half, data[half:middle]))
+            waits.set()
+            with pytest.raises(grpc.aio.AioRpcError, match="another push of this update"):
+                await stalled
+            yield pb.PushRequest(chunk=wire.chunk_to_wire(middle, data[middle:]))
+
+        stalled = asyncio.ensure_future(node.stub.Push(stalls()))
+        while (await node.stub.Offer(offer)).offset < half:
+            await asyncio.sleep(0.01)
+        assert (await node.stub.Push(goes_on())).accepted
+
+    summary = with_node(tmp_path, test)
+    assert summary is not None
+    assert summary.state == "finished"
+
+
+def test_a_failure_counts_also_after_an_older_update_of_the_same_node_came_in(
+    tmp_path: Path,
+) -> None:
+    text = TOML.replace("count = 1", "count = 3").replace("refusals = 10", "min_nodes = 1")
+
+    async def test(node: HandNode) -> None:
+        first = await joined(node)
+        other = HandNode(node.stub, tmp_path, "other")
+        second = await joined(other)
+        older, data = node.offer(second, node.tensors(second))
+        answer = await node.push(older, [wire.chunk_to_wire(0, data)])
+        assert answer.accepted
+        assert (await other.heard("cancel")).assignment == second.id
+        third = await other.heard("assignment")
+        failed = pb.Failed(assignment=first.id, reason="out of memory")
+        node.outbox.put_nowait(pb.ControlRequest(failed=failed))
+        assert (await other.deliver(third, other.tensors(third))).accepted
+        assert (await other.heard("assignment")).id == first.id
+
+    with_node(tmp_path, test, text)
 
 
 def test_nodes_that_do_not_fit_are_told_why(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from partsum.shared.messages import TaskSpec
 from partsum.shared.task import gather, load_task
 from partsum.shared.tensors import TensorFile, load_tensors, save_tensors
 
-pytestmark = [pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.timeout(300)]
 
 MakeJob = Callable[..., HandoffJob]
 

@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class Peer(rpc.CoordinatorServiceServicer):
         self.offsets: list[int] = []  # that offers were answered with
         self.damage_chunks = 0  # of the next pulls
         self.cut_push_at: int | None = None  # bytes
+        self.refuse: Callable[[], None] | None = None  # the next push, after this was called
         self.port = 0
         self._server: grpc.aio.Server | None = None
 
@@ -136,6 +137,11 @@ class Peer(rpc.CoordinatorServiceServicer):
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
         assert update is not None
         assert blob_of(bytes(spool)) == wire.blob_from_wire(update.blob)
+        if self.refuse is not None:
+            refuse, self.refuse = self.refuse, None
+            refuse()
+            await asyncio.sleep(0.2)
+            return pb.PushResponse(accepted=False, reason="it holds nan")
         await self.heard.put(("update", wire.update_from_wire(update)))
         return pb.PushResponse(accepted=True)
 
@@ -300,6 +306,33 @@ def test_training_goes_on_while_the_coordinator_restarts_and_is_not_done_twice(
             assert (await peer.hear("update", 5)).assignment_id == "r2-p0"
             assert daemon.metric("assignments_total", outcome="cancelled") == 1
             assert not life.done()
+        await peer.stop()
+
+    run(scenario())
+
+
+def test_a_refused_update_is_trained_anew_also_where_that_word_overtakes_the_refusal(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        await peer.start()
+        async with living(tmp_path, peer.port) as (daemon, _):
+            await peer.hear("ready")
+            peer.refuse = lambda: peer.assign(assignment())
+            peer.assign(assignment())
+            first = await peer.hear("update")
+            assert daemon.metric("train_seconds_count") == 2
+
+            peer.spools.clear()
+            peer.refuse = lambda: None
+            peer.assign(assignment(id="r1-p0", round=1))
+            while daemon.metric("assignments_total", outcome="refused") < 1:
+                await asyncio.sleep(0.02)
+            peer.assign(assignment(id="r1-p0", round=1))
+            second = await peer.hear("update")
+            assert (first.round, second.round) == (0, 1)
+            assert daemon.metric("train_seconds_count") == 4
         await peer.stop()
 
     run(scenario())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from partsum.coordinator.base import Base, meta_model
-from partsum.coordinator.invariants import assert_mean_of_parts, certify
+from partsum.coordinator.invariants import assert_mean_of_parts, assert_merge, certify
 from partsum.coordinator.merge import BLOCK, Contribution, MergeRule, Tensors, merge_state
 from partsum.coordinator.norms import group_norms
 from partsum.coordinator.planner import plan_parts
@@ -415,6 +415,22 @@ def test_a_merge_that_is_wrong_is_caught(rule: MergeRule) -> None:
         assert_mean_of_parts(
             merged(base, parts, models, [1.0, 1.0], rule), models, [0.5, 0.5], inputs
         )
+
+
+def test_a_part_that_has_diverged_does_not_stop_a_merge(caplog: pytest.LogCaptureFixture) -> None:
+    base = Base(task_of(perceptron), CPU)
+    parts = block_parts(base)
+    models = trained_parts(base, parts)
+    with torch.no_grad():
+        for parameter in models[0].parameters():
+            parameter.fill_(3e38)  # finite, so the update was not refused
+    whole = merged(base, parts, models, [1.0, 1.0], BLOCK)
+    shares = [
+        Contribution(part, Tensors(model.state_dict()), 1.0)
+        for part, model in zip(parts, models, strict=True)
+    ]
+    assert_merge(base, whole, shares, rows())
+    assert "a part has diverged" in caplog.text
 
 
 def test_accuracy_hides_a_missing_mean_and_the_loss_shows_it() -> None:

@@ -91,6 +91,15 @@ def test_a_lost_node_that_is_back_in_time_gets_its_own_part_again() -> None:
     assert machine.handle(e.NodeReady("n1"), 3.0).actions == (e.Assign("n1", 1),)
 
 
+def test_a_deterministic_run_leaves_a_part_to_its_living_node_though_another_is_idle() -> None:
+    for sticky, later in ((True, ()), (False, (e.Assign("n1", 1),))):
+        machine = RoundMachine(settings_for(parts=2, sticky=sticky), 1, 0.0)
+        for name in ("n0", "n1"):
+            machine.handle(e.NodeReady(name), 0.0)
+        assert machine.handle(e.Planned(["n0", "n0"]), 0.0).actions == (e.Assign("n0", 0),)
+        assert machine.handle(e.Tick(), 50.0).actions == later
+
+
 def test_a_node_that_reconnects_unseen_is_sent_its_assignment_again() -> None:
     machine = RoundMachine(settings_for(), 0, 0.0)
     started(machine)
@@ -122,7 +131,7 @@ def test_a_round_past_its_deadline_without_a_quorum_waits_and_says_so() -> None:
     machine.handle(e.UpdateIn("n0", 0), 1.0)
     late = machine.handle(e.Tick(), 100.0)
     assert late.actions == ()
-    assert late.reason.endswith("1 updates are short of the quorum of 2")
+    assert late.reason.endswith("only 1 of 2 updates of the quorum are in")
 
 
 def test_a_node_that_fails_too_often_gets_no_more_work() -> None:
@@ -142,6 +151,36 @@ def test_a_run_whose_nodes_all_fail_ends_with_the_last_reason() -> None:
     assert machine.handle(e.JobFailed("n0", 0, "no such file"), 1.0).actions == (e.Assign("n0", 0),)
     actions = machine.handle(e.JobFailed("n0", 0, "no such file"), 2.0).actions
     assert actions == (e.Fail("every node failed; the last one said: n0: no such file"),)
+
+
+def test_nodes_that_were_benched_in_the_round_before_are_still_quoted() -> None:
+    machine = RoundMachine(settings_for(refusals=2), 0, 0.0)
+    started(machine)
+    machine.handle(e.UpdateIn("n0", 0), 1.0)
+    for node in ("n1", "n0", "n0"):
+        machine.handle(e.JobFailed(node, 1, "out of memory"), 2.0)
+    closed = machine.handle(e.JobFailed("n1", 1, "out of memory"), 3.0)
+    assert closed.actions == (e.Merge((1,)),)
+    assert machine.handle(e.Merged(), 4.0).actions == (e.Plan(1),)
+    actions = machine.handle(e.Planned(["", ""]), 5.0).actions
+    assert actions == (e.Fail("every node failed; the last one said: n1: out of memory"),)
+
+
+def test_a_node_whose_older_update_is_refused_keeps_the_part_that_it_has() -> None:
+    machine = RoundMachine(settings_for(parts=3, refusals=2, min_nodes=1), 0, 0.0)
+    machine.handle(e.NodeReady("n0"), 0.0)
+    assert machine.handle(e.Planned(["", "", ""]), 0.0).actions == (e.Assign("n0", 0),)
+    assert machine.handle(e.JobFailed("n0", 2, "damaged"), 1.0).actions == ()
+    assert machine.members["n0"].state == "busy"
+    assert machine.handle(e.UpdateIn("n0", 0), 2.0).actions == (e.Assign("n0", 1),)
+
+
+def test_a_node_that_is_benched_for_an_older_update_gives_its_part_to_others() -> None:
+    machine = RoundMachine(settings_for(refusals=1), 0, 0.0)
+    started(machine)
+    machine.handle(e.JobFailed("n1", 0, "damaged"), 1.0)
+    machine.handle(e.UpdateIn("n0", 0), 2.0)
+    assert machine.handle(e.Tick(), 6.0).actions == (e.Assign("n0", 1),)
 
 
 def test_after_a_restart_updates_that_were_in_are_not_asked_for_again() -> None:

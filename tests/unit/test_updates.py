@@ -82,7 +82,7 @@ def turn(state: dict[str, Tensor]) -> None:
 def test_an_update_of_its_part_is_accepted(tmp_path: Path) -> None:
     save_tensors(tmp_path / "u", good(), durable=False)
     check_update(tmp_path / "u", shapes())
-    check_claim(UPDATE, PLANNED)
+    check_claim(UPDATE, PLANNED, 10**6)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,8 @@ def test_an_update_whose_file_is_damaged_is_refused(tmp_path: Path) -> None:
         (replace(UPDATE, num_samples=6400), "samples", "counts 6400 samples, but 64"),
         (replace(UPDATE, num_samples=0), "samples", "counts 0 samples"),
         (replace(UPDATE, loss=float("nan")), "not_finite", "training loss is nan"),
+        (replace(UPDATE, train_seconds=float("inf")), "not_finite", "train_seconds is inf"),
+        (replace(UPDATE, samples_per_second=-1.0), "not_finite", "samples_per_second is -1.0"),
         (replace(UPDATE, loss=float("inf")), "not_finite", "training loss is inf"),
     ],
 )
@@ -134,12 +136,17 @@ def test_an_update_that_claims_what_was_not_asked_is_refused(
     update: Update, kind: str, said: str
 ) -> None:
     with pytest.raises(UpdateRefusedError, match=said) as caught:
-        check_claim(update, PLANNED)
+        check_claim(update, PLANNED, 10**6)
     assert caught.value.kind == kind
 
 
 def test_a_fresh_part_must_not_come_from_a_base() -> None:
     fresh = replace(PLANNED, start=None)
-    check_claim(replace(UPDATE, start_digest=""), fresh)
+    check_claim(replace(UPDATE, start_digest=""), fresh, 10**6)
     with pytest.raises(UpdateRefusedError, match="starts from a fresh part"):
-        check_claim(UPDATE, fresh)
+        check_claim(UPDATE, fresh, 10**6)
+
+
+def test_an_update_larger_than_the_base_is_refused_before_a_byte_is_taken() -> None:
+    with pytest.raises(UpdateRefusedError, match="announces 100 B, more than the base's 99"):
+        check_claim(UPDATE, PLANNED, 99)

@@ -39,7 +39,7 @@ STATUS = RunStatus(
     run="digits",
     phase="parts",
     reason="waiting for part 3 of 4: attic trains it",
-    round=3,
+    round=2,  # committed
     rounds=8,
     parts_in=3,
     parts=4,
@@ -167,7 +167,7 @@ def test_a_run_without_nodes_and_one_that_failed_can_be_shown() -> None:
 
 def test_a_log_gets_a_line_for_each_change_and_no_more() -> None:
     console = Console(width=80, file=io.StringIO(), record=True)
-    next_round = replace(STATUS, round=4, reason="waiting for all parts")
+    next_round = replace(STATUS, round=3, reason="waiting for all parts")
     last = watched(
         console,
         STATUS,

@@ -72,7 +72,11 @@ def _add_run(commands: argparse._SubParsersAction[Any]) -> None:
         action.set_defaults(run=_run_action, action=name)
     listing = actions.add_parser("list", help="all runs here", description="All runs here.")
     listing.add_argument(
-        "--folder", type=Path, default=Path("runs"), help="where run folders are (default: runs)"
+        "--folder",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="where run folders are (default: runs)",
     )
     listing.set_defaults(run=_run_list)
 
@@ -80,12 +84,11 @@ def _add_run(commands: argparse._SubParsersAction[Any]) -> None:
 def _run_action(options: argparse.Namespace) -> int:
     from partsum.coordinator import operator
 
-    address = operator.address_of(options.folder, options.coordinator)
     if options.action == "stop":
-        return operator.stop(address)
+        return operator.stop(options.folder, options.coordinator)
     if options.action == "watch":
-        return operator.watch_run(address)
-    return operator.status(address, options.folder, options.json)
+        return operator.watch_run(options.folder, options.coordinator)
+    return operator.status(options.folder, options.coordinator, options.json)
 
 
 def _run_list(options: argparse.Namespace) -> int:
@@ -118,8 +121,12 @@ def _add_demo(commands: argparse._SubParsersAction[Any]) -> None:
         description="Train scikit-learn's digits with a coordinator and node processes on "
         "loopback, then hand the base to DeepSpeed. Run again after Ctrl-C, it resumes.",
     )
-    parser.add_argument("--nodes", type=int, default=4, help="node processes (default: 4)")
-    parser.add_argument("--config", type=Path, help="another config than the built-in one")
+    parser.add_argument(
+        "--nodes", type=int, default=4, metavar="N", help="node processes (default: 4)"
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="RUN.TOML", help="another config than the built-in one"
+    )
     parser.add_argument("--new", action="store_true", help="start anew instead of resuming")
     parser.set_defaults(run=_demo)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -20,6 +21,7 @@ from partsum.shared.messages import RunStatus
 log = logging.getLogger(__name__)
 
 _STATUS_SECONDS = 0.2  # an operator's screen needs no more
+_CLOCK_SECONDS = 1.0
 _REMIND_SECONDS = 30.0  # while it waits it says for what, this often
 
 
@@ -95,8 +97,12 @@ class CoordinatorDaemon:
             return
         now = time.monotonic()
         decision = self._machine.handle(event, now)
-        for action in decision.actions:
-            self._act(action)
+        try:
+            for action in decision.actions:
+                self._act(action)
+        except (PartsumError, OSError) as error:  # half done would be waited for, and for ever
+            self._end("failed", str(error))
+            return
         if decision.reason != self._reason:
             self._reason, self._reminded = decision.reason, now
             log.info("%s", self._said())
@@ -116,10 +122,11 @@ class CoordinatorDaemon:
 
     def _said(self) -> str:
         """The reason, and what to type where nodes are what is missing."""
-        missing = self._machine.phase == "waiting" or "no node is connected" in self._reason
-        if not missing:
+        connected = sum(node.session is not None for node in self.desk.registry)
+        few = self._machine.phase == "waiting" and connected < self._machine.settings.min_nodes
+        if not few and "no node is connected" not in self._reason:
             return self._reason
-        return f"{self._reason}; on each: partsum node --coordinator {self._address}"
+        return f"{self._reason}; start each with: partsum node --coordinator {self._address}"
 
     def _act(self, action: e.Action) -> None:
         match action:
@@ -143,7 +150,9 @@ class CoordinatorDaemon:
         live = [node for node in self.desk.registry if node.session]
         profiles = {node.name: node.profile for node in live if node.profile}
         plan, holders, done = await self.run.open_round(round, profiles)
-        self.desk.round = OpenRound(plan, self.run.workshop.blob_paths(plan))
+        base = self.run.store.base_path(plan.base)
+        largest = base.stat().st_size + (1 << 20)  # no part is larger; a header may be
+        self.desk.round = OpenRound(plan, self.run.workshop.blob_paths(plan), largest)
         self._decide(e.Planned(holders, done))
 
     async def _merge(self, missing: tuple[int, ...], why: str) -> None:
@@ -233,7 +242,8 @@ class CoordinatorDaemon:
             if self.outcome.done():
                 return
             await asyncio.sleep(_STATUS_SECONDS)  # several changes make one status
-            await changed.wait()
+            with contextlib.suppress(TimeoutError):  # without news, the clock still goes on
+                await asyncio.wait_for(changed.wait(), _CLOCK_SECONDS)
 
     def health(self) -> tuple[bool, str]:
         """For /healthz."""

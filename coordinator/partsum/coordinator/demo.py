@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from partsum.coordinator.folder import unfinished_run
 from partsum.coordinator.operator import UnreachableError, statuses
 from partsum.coordinator.summary import read_summary
 from partsum.coordinator.watch import summary_table, watch
@@ -21,7 +22,8 @@ from partsum.shared.config import load_config
 from partsum.shared.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, ConfigError, PartsumError
 
 _PROGRAM = (sys.executable, "-m", "partsum.shared")
-_LEAVE_SECONDS = 10.0
+_COORDINATOR_SECONDS = 40.0  # DeepSpeed may be starting, or writing its checkpoint
+_NODE_SECONDS = 10.0
 _TAIL_LINES = 15
 
 
@@ -57,8 +59,8 @@ class Demo:
         try:
             return await self._watch()
         except asyncio.CancelledError:
-            self._console.print("stopping the coordinator and the nodes ...")
-            await self._end()
+            with self._console.status("stopping DeepSpeed, the coordinator and the nodes"):
+                await self._end()
             self._console.print("stopped. Run the same command again to resume.")
             return EXIT_STOPPED
         finally:
@@ -69,7 +71,11 @@ class Demo:
             f"Starting a coordinator and {self._nodes} node processes; "
             f"their logs are in {self._folder}"
         )
-        address, run = await self._start_coordinator()
+        found = None if self._new else unfinished_run(load_config(self._config))
+        if found is not None:
+            self._console.print(f"resuming the unfinished run {found} (--new starts another)")
+        with self._console.status("the coordinator starts: it loads torch, the task and the data"):
+            address, run = await self._start_coordinator()
         for k in range(self._nodes):
             name = f"node-{k + 1}"
             state = self._folder / name
@@ -128,13 +134,20 @@ class Demo:
 
     async def _end(self) -> None:
         """The coordinator first, so that it writes its summary while the nodes are still there."""
-        for process in self._processes:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.terminate()
-                try:
-                    await asyncio.wait_for(process.wait(), _LEAVE_SECONDS)
-                except TimeoutError:
-                    process.kill()
-                    await process.wait()
+        for process in self._processes[:1]:
+            await _leave(process, _COORDINATOR_SECONDS)
+        await asyncio.gather(*(_leave(node, _NODE_SECONDS) for node in self._processes[1:]))
         self._processes.clear()
+
+
+async def _leave(process: asyncio.subprocess.Process, seconds: float) -> None:
+    """Ask a process to end, and end it where it does not."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), seconds)
+    except TimeoutError:
+        process.kill()
+        await process.wait()

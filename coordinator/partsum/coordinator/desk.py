@@ -19,7 +19,7 @@ from partsum.coordinator.run import Run
 from partsum.coordinator.updates import check_claim
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared import wire
-from partsum.shared.errors import RefusedError, UpdateRefusedError
+from partsum.shared.errors import RefusedError, StateError, UpdateRefusedError
 from partsum.shared.messages import NodeProfile, Progress, Update
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class OpenRound:
 
     plan: RoundPlan
     blobs: dict[str, Path]  # what nodes may pull, by digest
+    largest_bytes: int  # that an update's file can have
     send_seconds: float = 0.0  # the longest delivery of an assignment
 
     def assignment_id(self, part: int) -> str:
@@ -39,10 +40,7 @@ class OpenRound:
 
 
 class NodeDesk:
-    """Deals with the nodes of one run, in the daemon's event loop.
-
-    ``decide`` takes an event to the round machine; ``changed`` wakes those who watch.
-    """
+    """Deals with a run's nodes, in the daemon's loop. ``changed`` wakes those who watch."""
 
     def __init__(
         self,
@@ -59,6 +57,7 @@ class NodeDesk:
         self._metrics = metrics
         self._decide = decide
         self._changed = changed
+        self._samples_lock = asyncio.Lock()  # two must not write one cluster's file at once
         for name, body in run.store.nodes().items():
             self.registry.restore(name, body)
 
@@ -79,18 +78,24 @@ class NodeDesk:
         node, round = self.registry.get(name), self.round
         assert node is not None
         assert round is not None
-        session = node.session
         assignment = self._run.assignment(round.plan, part)
         if node.profile is not None and not node.profile.data_digest:
-            path, blob = await asyncio.to_thread(self._run.workshop.cluster_samples, part)
+            async with self._samples_lock:
+                path, blob = await asyncio.to_thread(self._run.workshop.cluster_samples, part)
             round.blobs[blob.digest] = path
             assignment = replace(assignment, samples=blob)
+        if self.round is not round or not self._has(name, part):
+            return  # meanwhile it was cancelled; the node may have another by now
         wanted = (assignment.start, assignment.cluster, assignment.samples)
         node.blobs = {blob.digest for blob in wanted if blob}
         message = pb.ControlResponse(assignment=wire.assignment_to_wire(assignment))
-        if session is not None:
+        if node.session is not None:
             node.bytes_sent += message.ByteSize()
-            session.send(message)
+            node.session.send(message)
+
+    def _has(self, name: str, part: int) -> bool:
+        job = self._machine.jobs.get(part)
+        return job is not None and job.state == "assigned" and job.node == name
 
     def cancel(self, name: str, part: int, reason: str) -> None:
         """Tell a node that its work is no longer needed."""
@@ -135,6 +140,8 @@ class NodeDesk:
         self._run.store.note_node(node.name, self.registry.memory(node))
         log.info("node %s is ready: %s, %.0f GFLOP/s", node.name, profile.device, profile.gflops)
         self._decide(e.NodeReady(node.name))
+        if self._is_benched(node):
+            node.rest("benched")
 
     def heard(self, node: Node) -> None:
         """It lives."""
@@ -151,8 +158,9 @@ class NodeDesk:
 
     def failed(self, node: Node, assignment: str, reason: str) -> None:
         """It cannot do an assignment."""
-        part = node.part
-        if self.round is None or assignment != self.round.assignment_id(part):
+        round, jobs = self.round, self._machine.jobs
+        held = {round.assignment_id(p): p for p in jobs if round and self._has(node.name, p)}
+        if (part := held.get(assignment)) is None:
             return
         log.warning("node %s failed assignment %s: %s", node.name, assignment, reason)
         self._note("failed", f"assignment {assignment}: {reason}", node.name)
@@ -174,7 +182,10 @@ class NodeDesk:
         """A node that is silent for three heartbeats is gone, though its connection stands."""
         beat = self._run.config.rounds.heartbeat_seconds
         while True:
+            before = time.monotonic()
             await asyncio.sleep(beat)
+            if time.monotonic() - before > 2 * beat:
+                continue  # it was this process that was held up, and what they said is unread
             for node in self.registry:
                 if node.session and time.monotonic() - node.last_heard > 3 * beat + 1:
                     log.warning("node %s has missed three heartbeats", node.name)
@@ -205,7 +216,7 @@ class NodeDesk:
         job = self._machine.jobs.get(update.part_index)
         if job is None or job.state == "in":
             return f"part {update.part_index} of round {update.round} is already in"
-        check_claim(update, round.plan.parts[update.part_index])
+        check_claim(update, round.plan.parts[update.part_index], round.largest_bytes)
         if node.state != "sending":
             node.state, node.offered_at = "sending", self._run.clock.now()
             self._changed()
@@ -218,6 +229,9 @@ class NodeDesk:
 
     async def take_update(self, node: Node, update: Update, path: Path) -> None:
         """All bytes are in ``path``: check, name and journal them. Raises UpdateRefusedError."""
+        if self.update_wanted(node, update):
+            path.unlink(missing_ok=True)
+            return  # the round has closed, or somebody was faster
         assert self.round is not None
         try:
             await self._run.check_update(path, self.round.plan.parts[update.part_index])
@@ -226,7 +240,7 @@ class NodeDesk:
             raise
         if self.update_wanted(node, update):
             path.unlink(missing_ok=True)
-            return  # somebody was faster; the sender need not care
+            return
         now = self._run.clock.now()
         self._run.take_update(node.name, update, path, now)
         self._note_spans(node, update, now)
@@ -234,7 +248,8 @@ class NodeDesk:
         node.speed = update.samples_per_second
         node.peak_memory_bytes = max(node.peak_memory_bytes, update.peak_memory_bytes)
         self._metrics.updates.labels(node.name).inc()
-        node.rest()
+        if node.part in {-1, update.part_index}:
+            node.rest()
         self._decide(e.UpdateIn(node.name, update.part_index))
 
     def _note_spans(self, node: Node, update: Update, now: float) -> None:
@@ -258,16 +273,26 @@ class NodeDesk:
         log.warning("refused an update node=%s %s: %s", node.name, where, error)
         self._note(f"refused:{error.kind}", str(error), node.name, update.part_index)
         self._metrics.refused.labels(error.kind).inc()
-        self._give_back(node, update.part_index, str(error))
+        current = self.round is not None and update.round == self.round.plan.round
+        self._give_back(node, update.part_index if current else -1, str(error))
 
     def _give_back(self, node: Node, part: int, reason: str) -> None:
         """The part is free again; a node that failed too often in a row gets no more."""
-        node.rest()
+        if node.part in {-1, part}:
+            node.rest()
         self._decide(e.JobFailed(node.name, part, reason))
-        if self._machine.members[node.name].state == "benched" and node.state != "benched":
+        if self._is_benched(node) and node.state != "benched":
             node.rest("benched")
             log.warning("node %s gets no more work: it failed too often in a row", node.name)
             self._note("benched", "failed too often in a row", node.name)
 
+    def _is_benched(self, node: Node) -> bool:
+        member = self._machine.members.get(node.name)
+        return member is not None and member.state == "benched"
+
     def _note(self, kind: str, text: str, node: str, part: int = -1) -> None:
-        self._run.store.note_event(self._run.clock.now(), kind, text, node, part)
+        """For the report, which may miss a line while the disk is full."""
+        try:
+            self._run.store.note_event(self._run.clock.now(), kind, text, node, part)
+        except StateError as error:
+            log.error("cannot note what happened: %s", error)

@@ -77,6 +77,10 @@ def _part_figures(
     }
 
 
+def _times(count: float, what: str) -> str:
+    return f"{count:g} {what}{'' if count == 1 else 's'}"
+
+
 def _print(
     config: RunConfig,
     base: Base,
@@ -89,8 +93,9 @@ def _print(
     mode = "full" if config.parts.planner == "full" else f"complement, mode {config.parts.mode}"
     console.print(f"[bold]{config.name}[/bold]: {config.task.name}, {figures['samples']} samples")
     console.print(
-        f"parts phase: {config.parts.rounds} rounds of {config.parts.local_epochs:g} local epochs, "
-        f"{config.parts.count} parts ({mode})"
+        f"parts phase: {_times(config.parts.rounds, 'round')} of "
+        f"{_times(config.parts.local_epochs, 'local epoch')}, "
+        f"{_times(config.parts.count, 'part')} ({mode})"
     )
     table = Table(box=None, header_style="dim")
     for column in ("part", "width", "parameters", "GFLOP", "down/round", "up/round", "memory"):
@@ -130,7 +135,8 @@ def _print(
     assert isinstance(share, float)
     if config.handoff.enabled:
         console.print(
-            f"hand-off: {config.handoff.epochs:g} epochs, ZeRO stage {config.handoff.zero_stage}"
+            f"hand-off: {_times(config.handoff.epochs, 'epoch')}, "
+            f"ZeRO stage {config.handoff.zero_stage}"
             f"{' with offload' if config.handoff.offload else ''}; the parts phase is "
             f"{share:.0%} of each node's FLOPs"
         )

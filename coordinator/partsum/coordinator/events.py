@@ -18,6 +18,7 @@ class RoundSettings:
     return_seconds: float  # how long a lost node's part waits for it before others may take it
     refusals: int
     handoff: bool
+    sticky: bool = False  # a part stays with its node while that lives: same seed, same bytes
 
 
 # ---- what happens -------------------------------------------------------------------------------

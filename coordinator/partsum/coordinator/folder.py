@@ -118,5 +118,8 @@ def open_run(folder: Path) -> tuple[RunConfig, Store]:
         raise StateError(f"{folder} is not a run folder: it has no config.toml")
     config = parse_config(source.read_text(encoding="utf-8"), str(source))
     store = Store(folder.resolve())
+    if store.fact("started_at") is None:
+        store.close()
+        raise StateError(f"{folder} died before it began; start a new run with --new")
     store.note(state="running")
     return config, store

@@ -22,6 +22,11 @@ async def hand_over(run: Run, changed: Callable[[], None]) -> None:
     ``changed`` is called whenever there is news in ``run.handoff_progress``. Raises HandoffError.
     """
 
+    done, final = run.store.fact("handoff"), run.folder / "final.safetensors"
+    if done is not None and final.exists():  # killed between this and the run's end
+        run.loss, run.accuracy = done["end"]["loss"], done["end"]["accuracy"]
+        return
+
     def note(progress: HandoffProgress) -> None:
         run.handoff_progress = progress
         # Before the first step there is no training loss, only the start's evaluation.
@@ -34,7 +39,7 @@ async def hand_over(run: Run, changed: Callable[[], None]) -> None:
 
     result = await run_handoff(handoff_job(run), note)
     run.loss, run.accuracy = result.scores.loss, result.scores.accuracy
-    os.replace(result.final, run.folder / "final.safetensors")
+    os.replace(result.final, final)
     run.store.note(
         handoff={
             "start": vars(result.start_scores),

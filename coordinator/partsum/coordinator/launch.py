@@ -22,6 +22,7 @@ from partsum.shared.errors import (
     StateError,
 )
 from partsum.shared.logs import set_up_logging
+from partsum.shared.messages import TaskSpec
 from partsum.shared.transport import tune_malloc
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def run_coordinator(
     set_up_logging(verbose)
     # Torch is imported only now, so that a wrong flag or config is answered at once.
     loaded, store = _open(config, resume, new)
+    log.info("loading the data and preparing the base")
     from partsum.coordinator.run import Run
     from partsum.coordinator.server import serve
     from partsum.coordinator.watch import summary_table
@@ -81,5 +83,10 @@ def _open(config: Path | None, resume: Path | None, new: bool) -> tuple[RunConfi
     if found is not None:
         log.info("resuming the unfinished run %s (--new starts another)", found)
         return open_run(found)
+    log.info("loading the task %s", loaded.task.name)
+    from partsum.shared.task import load_task
+
+    # A task that cannot be loaded is answered before there is a folder for its run.
+    load_task(TaskSpec(loaded.task.name, loaded.task.options))
     text = config.read_text(encoding="utf-8")
     return loaded, new_run(loaded, text, time.time(), config)

@@ -14,7 +14,7 @@ import grpc.aio
 from rich.console import Console
 from rich.table import Table
 
-from partsum.coordinator.folder import count_rounds, list_runs, read_facts
+from partsum.coordinator.folder import RunFolder, count_rounds, list_runs, read_facts
 from partsum.coordinator.summary import read_summary
 from partsum.coordinator.watch import render_status, summary_table, watch
 from partsum.protos.v1 import partsum_pb2 as pb
@@ -44,34 +44,58 @@ def address_of(folder: Path, given: str | None) -> str:
             f"there is no run in {folder}. Name one with --run (see `partsum run list`), or ask a "
             "coordinator with --coordinator HOST:PORT"
         )
+    if facts.get("state") != "running":  # another run may have its address by now
+        raise _not_served(folder)
     return str(facts.get("address", ""))
 
 
-async def statuses(address: str) -> AsyncIterator[RunStatus]:
-    """A run's status now and on every change, until it ends. Raises UnreachableError."""
+def _not_served(folder: Path) -> UnreachableError:
+    facts = read_facts(folder)
+    state = "unfinished" if facts.get("state") == "running" else facts.get("state")
+    text = f"no coordinator serves {folder.resolve()} now: {state}"
+    return UnreachableError(text + (f", {facts['reason']}" if facts.get("reason") else ""))
+
+
+async def statuses(address: str, folder: Path | None = None) -> AsyncIterator[RunStatus]:
+    """A run's status now and on every change, until it ends.
+
+    ``folder`` is the run's, where one is meant: whoever else has its address by now is not asked.
+    Raises UnreachableError.
+    """
+    if folder is not None and not address:
+        raise _not_served(folder)
     async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         stub = rpc.OperatorServiceStub(channel)
         try:
             async for response in stub.Watch(pb.WatchRequest()):
-                yield wire.status_from_wire(response.status)
+                status = wire.status_from_wire(response.status)
+                if folder is not None and Path(status.folder) != folder.resolve():
+                    raise _not_served(folder)
+                yield status
         except grpc.aio.AioRpcError as error:
-            raise UnreachableError(
-                f"no coordinator answers at {address or 'its address'}: {error.details()}"
-            ) from error
+            if folder is not None:
+                raise _not_served(folder) from error
+            raise _no_answer(address, error) from error
 
 
-def status(address: str, folder: Path, as_json: bool) -> int:
+def _no_answer(address: str, error: grpc.aio.AioRpcError) -> UnreachableError:
+    details = (error.details() or error.code().name).rpartition("last error: ")[2]
+    return UnreachableError(f"no coordinator answers at {address}: {details}")
+
+
+async def _first(address: str, folder: Path | None) -> RunStatus:
+    async for current in statuses(address, folder):
+        return current
+    raise UnreachableError(f"the coordinator at {address} ended")
+
+
+def status(folder: Path, given: str | None, as_json: bool) -> int:
     """Print one look at a run; one that is not being served is told from its folder."""
-
-    async def first() -> RunStatus:
-        async for current in statuses(address):
-            return current
-        raise UnreachableError(f"the coordinator at {address} ended")
-
+    meant = folder if given is None else None
     try:
-        current = asyncio.run(first())
+        current = asyncio.run(_first(address_of(folder, given), meant))
     except UnreachableError:
-        if not read_facts(folder):
+        if meant is None:
             raise
         return _status_of_folder(folder, as_json)
     if as_json:
@@ -92,41 +116,61 @@ def _no_nan(value: object) -> object:
 
 def _status_of_folder(folder: Path, as_json: bool) -> int:
     summary = folder / "summary.json"
-    if as_json and summary.exists():
+    facts = read_facts(folder)
+    state, reason, rounds = facts.get("state"), facts.get("reason"), count_rounds(folder)
+    told = summary.exists() and state != "running"  # a resumed run outdates its summary
+    if as_json and told:
         print(summary.read_text(encoding="utf-8"))
-    elif summary.exists():
+        return EXIT_OK
+    if as_json:
+        print(json.dumps({"run": folder.resolve().name, "phase": state, "round": rounds}, indent=2))
+        return EXIT_OK
+    if told:
         Console().print(summary_table(read_summary(summary), folder))
     else:
-        state = read_facts(folder).get("state")
-        rounds = count_rounds(folder)
-        print(f"{folder}: {state}, {rounds} rounds committed, and no coordinator serves it now.")
+        print(
+            f"{folder.resolve()}: {'unfinished' if state == 'running' else state}"
+            f"{f' ({reason})' if reason else ''}, {rounds} rounds committed, "
+            "and no coordinator serves it now."
+        )
+    if state != "finished":
         print(f"Go on with it: partsum coordinator --resume {folder}")
     return EXIT_OK
 
 
-def watch_run(address: str) -> int:
+def watch_run(folder: Path, given: str | None) -> int:
     """Follow a run on the terminal; the exit code tells how it ended."""
-    final = asyncio.run(watch(statuses(address), Console()))
+    meant = folder if given is None else None
+    final = asyncio.run(watch(statuses(address_of(folder, given), meant), Console()))
     return EXIT_OK if final.phase == "finished" else EXIT_FAILED
 
 
-def stop(address: str) -> int:
+def stop(folder: Path, given: str | None) -> int:
     """Ask a coordinator to end cleanly."""
+    address = address_of(folder, given)
 
     async def ask() -> None:
+        await _first(address, folder if given is None else None)
         async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
             stub = rpc.OperatorServiceStub(channel)
             try:
                 request = pb.StopRequest(reason="stopped by `partsum run stop`")
                 await stub.Stop(request, timeout=_CONNECT_SECONDS)
             except grpc.aio.AioRpcError as error:
-                raise UnreachableError(
-                    f"no coordinator answers at {address or 'its address'}: {error.details()}"
-                ) from error
+                raise _no_answer(address, error) from error
 
     asyncio.run(ask())
     print(f"the coordinator at {address} is stopping; its run can be resumed")
     return EXIT_OK
+
+
+def _is_served(run: RunFolder) -> bool:
+    """Whether its coordinator answers; one that was killed could not write that it is gone."""
+    try:
+        asyncio.run(_first(run.address, run.path))
+    except UnreachableError:
+        return False
+    return True
 
 
 def list_all(folder: Path) -> int:
@@ -139,7 +183,8 @@ def list_all(folder: Path) -> int:
     for column in ("run", "state", "rounds", "coordinator"):
         table.add_column(column)
     for run in runs:
-        serving = run.address if run.state == "running" else ""
-        table.add_row(run.path.name, run.state, str(run.rounds), serving)
+        served = run.state == "running" and _is_served(run)
+        state = "unfinished" if run.state == "running" and not served else run.state
+        table.add_row(run.path.name, state, str(run.rounds), run.address if served else "")
     Console().print(table)
     return EXIT_OK

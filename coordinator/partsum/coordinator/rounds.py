@@ -54,7 +54,6 @@ class Job:
     node: str = ""  # who has it, or had it last
     hold_until: float = 0.0  # until then only ``node`` may take it
     failed_on: set[str] = field(default_factory=set)
-    last_failure: str = ""
 
 
 class RoundMachine:
@@ -67,6 +66,7 @@ class RoundMachine:
         self.members: dict[str, Member] = {}
         self.jobs: dict[int, Job] = {}
         self._since = now  # of the phase
+        self._last_failure = ""  # of any round: nodes stay benched beyond theirs
 
     def handle(self, event: Event, now: float) -> Decision:
         """Take in one event and decide."""
@@ -90,9 +90,10 @@ class RoundMachine:
             case UpdateIn(node, part):
                 return self._take_update(node, part)
             case JobFailed(node, part, reason):
-                self._note_failure(node, part, reason)
+                self._note_failure(node, part, reason, now)
             case Merged():
-                return self._next_round(now)
+                self.round, self.jobs = self.round + 1, {}
+                return self._proceed(now)
             case HandoffDone():
                 self.phase = "finished"
                 return [Finish()]
@@ -134,34 +135,31 @@ class RoundMachine:
             return []
         actions: list[Action] = []
         if job.state == "assigned" and job.node != node:
-            self._free(job.node)
             actions.append(Cancel(job.node, part, f"{node} delivered it first"))
-        job.state, job.node = "in", node
-        if not any(j.node == node and j.state == "assigned" for j in self.jobs.values()):
-            self._free(node)
+        slower, job.state, job.node = job.node, "in", node
+        self._free(slower)
+        self._free(node)
         return actions
 
-    def _note_failure(self, node: str, part: int, reason: str) -> None:
+    def _note_failure(self, node: str, part: int, reason: str, now: float) -> None:
         member = self.members.setdefault(node, Member())
         member.failures += 1
-        self._free(node)
-        if member.failures >= self.settings.refusals:
-            member.state = "benched"
+        self._last_failure = f"{node}: {reason}"
         job = self.jobs.get(part)
         if job is not None and job.state == "assigned" and job.node == node:
             job.state, job.hold_until = "pending", 0.0
             job.failed_on.add(node)
-            job.last_failure = f"{node}: {reason}"
+        self._free(node)
+        if member.failures >= self.settings.refusals:
+            self._lose(node, now)
+            member.state = "benched"
 
     def _free(self, node: str) -> None:
+        """It is idle, unless it works on another part than the one that this is about."""
         member = self.members.get(node)
-        if member is not None and member.state == "busy":
+        works = any(job.node == node and job.state == "assigned" for job in self.jobs.values())
+        if member is not None and member.state == "busy" and not works:
             member.state = "idle"
-
-    def _next_round(self, now: float) -> list[Action]:
-        self.round += 1
-        self.jobs = {}
-        return self._proceed(now)
 
     # -- decisions --------------------------------------------------------------------------------
 
@@ -211,7 +209,7 @@ class RoundMachine:
                 actions.append(self._give(part, job, job.node))
         reserved = {job.node for _, job in pending if job.state == "pending"}
         for part, job in pending:
-            if job.state != "pending" or job.hold_until > now:
+            if job.state != "pending" or job.hold_until > now or self._sticks(job):
                 continue
             # A node that failed this part gets it again only where all the others did too.
             tried = job.failed_on if set(self._alive()) - job.failed_on else set()
@@ -221,6 +219,10 @@ class RoundMachine:
                 node = min(idle, key=lambda name: (name in reserved, name))
                 actions.append(self._give(part, job, node))
         return actions
+
+    def _sticks(self, job: Job) -> bool:
+        """Whether the part waits for the node that has its moments, though others are idle."""
+        return self.settings.sticky and job.node in set(self._alive()) - job.failed_on
 
     def _give(self, part: int, job: Job, node: str) -> Assign:
         job.state, job.node = "assigned", node
@@ -236,8 +238,7 @@ class RoundMachine:
         if len(self.jobs) - len(missing) >= self.settings.quorum:
             return self._close(missing, now)
         self.phase = "failed"
-        failures = [job.last_failure for job in self.jobs.values() if job.last_failure]
-        return [Fail(f"every node failed; the last one said: {failures[-1]}")]
+        return [Fail(f"every node failed; the last one said: {self._last_failure}")]
 
     def _close(self, missing: tuple[int, ...], now: float) -> list[Action]:
         self.phase, self._since = "merging", now
@@ -247,6 +248,7 @@ class RoundMachine:
         actions: list[Action] = []
         for part, job in self.jobs.items():
             if job.state == "assigned":
+                job.state = "pending"
                 self._free(job.node)
                 actions.append(Cancel(job.node, part, reason))
         return actions
@@ -276,15 +278,14 @@ class RoundMachine:
             }[self.phase]
         waiting = [str(part) for part, job in self.jobs.items() if job.state != "in"]
         whom = [job.node for job in self.jobs.values() if job.state == "assigned"]
-        text = f"waiting for part{'s' if len(waiting) > 1 else ''} {', '.join(waiting)}"
+        text = f"waiting for part{'s'[: len(waiting) - 1]} {', '.join(waiting)}"
         if whom:
             text += f" from {', '.join(sorted(set(whom)))}"
         elif not alive:
             text += "; no node is connected"
         if now - self._since >= self.settings.deadline_seconds:
-            in_ = len(self.jobs) - len(waiting)
-            text += f"; the deadline has passed, but {in_} updates are short of the quorum of "
-            text += str(self.settings.quorum)
+            short = f"{len(self.jobs) - len(waiting)} of {self.settings.quorum}"
+            text += f"; the deadline has passed, but only {short} updates of the quorum are in"
         return text
 
     def _wake_at(self, now: float) -> float | None:
@@ -292,7 +293,6 @@ class RoundMachine:
         if self.phase == "waiting":
             times = [self._since + self.settings.join_timeout_seconds]
         elif self.phase == "training":
-            pending = [job for job in self.jobs.values() if job.state == "pending"]
-            times = [job.hold_until for job in pending]
+            times = [job.hold_until for job in self.jobs.values() if job.state == "pending"]
             times.append(self._since + self.settings.deadline_seconds)
         return min((time for time in times if time > now), default=None)

@@ -129,6 +129,7 @@ class Run:
             ),
             refusals=rounds.refusals,
             handoff=self.config.handoff.enabled,
+            sticky=self.config.deterministic,
         )
 
     def check_profile(self, profile: NodeProfile) -> None:

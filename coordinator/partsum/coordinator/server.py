@@ -8,6 +8,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -36,8 +37,15 @@ async def serve(run: Run, ready: int | None = None) -> Summary:
 
     Raises PartsumError where a port is in use, before anything has begun.
     """
-    config = run.config.server
     server = grpc.aio.server(options=SERVER_OPTIONS)
+    try:
+        return await _serve(run, server, ready)
+    finally:
+        await server.stop(_GRACE_SECONDS)
+
+
+async def _serve(run: Run, server: grpc.aio.Server, ready: int | None) -> Summary:
+    config = run.config.server
     host = f"[{config.host}]" if ":" in config.host else config.host  # IPv6
     address = f"{host}:{_bind(server, host, config.port)}"
     daemon = CoordinatorDaemon(run, address)
@@ -49,23 +57,26 @@ async def serve(run: Run, ready: int | None = None) -> Summary:
         daemon.metrics.registry, config.host, config.metrics_port, daemon.health
     )
     log.info("run %s in %s", run.folder.name, run.folder)
-    log.info("listening on %s; metrics on http://%s:%d/metrics", address, config.host, metrics.port)
+    log.info("listening on %s; metrics on http://%s:%d/metrics", address, host, metrics.port)
     run.store.note(address=address, metrics_port=metrics.port)
-    async with _signals(daemon):
-        await server.start()
-        await checks.set("", health_pb2.HealthCheckResponse.SERVING)
-        daemon.start()
-        if ready is not None:
-            with open(ready, "w", encoding="utf-8") as pipe:
-                print(json.dumps({"address": address, "folder": str(run.folder)}), file=pipe)
-        state, reason = await daemon.outcome
-        summary = await asyncio.to_thread(
-            conclude, run, daemon.desk.registry, _outcome(state), reason
-        )
+    try:
+        async with _signals(daemon):
+            await server.start()
+            await checks.set("", health_pb2.HealthCheckResponse.SERVING)
+            daemon.start()
+            if ready is not None:
+                _announce(ready, address, run.folder)
+            state, reason = await daemon.outcome
+            registry = daemon.desk.registry
+            return await asyncio.to_thread(conclude, run, registry, _outcome(state), reason)
+    finally:
         await daemon.close()
-        await server.stop(_GRACE_SECONDS)
-    metrics.close()
-    return summary
+        metrics.close()
+
+
+def _announce(ready: int, address: str, folder: Path) -> None:
+    with open(ready, "w", encoding="utf-8") as pipe:
+        print(json.dumps({"address": address, "folder": str(folder)}), file=pipe)
 
 
 def _outcome(state: str) -> Outcome:
@@ -91,8 +102,8 @@ def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
 async def _signals(daemon: CoordinatorDaemon) -> AsyncIterator[None]:
     """Ctrl-C and SIGTERM end the daemon cleanly; the run can be resumed."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, daemon.stop, f"stopped by {number.name}")
+    for number, name in ((signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")):
+        loop.add_signal_handler(number, daemon.stop, f"stopped by {name}")
     try:
         yield
     finally:

@@ -70,14 +70,18 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
         """Hand over what the node says until it says no more, then end the stream."""
         try:
             async for request in requests:
+                if node.session is not session:
+                    break  # it is back on another stream: what is left on this one is stale
                 node.bytes_received += request.ByteSize()
                 self._desk.heard(node)
                 self._hand_over(node, request)
         except RefusedError as error:
             log.warning("refused node=%s: %s", node.name, error)
             session.send(_refused(error))
+        except (StateError, OSError) as error:  # a full disk: it comes back and says it again
+            log.error("cannot note what node %s said: %s", node.name, error)
         except grpc.RpcError:
-            pass  # the connection broke; node_left says so
+            pass  # the connection broke; the desk says so
         finally:
             session.close()
 
@@ -181,6 +185,9 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
             fresh = offset == 0
             async for request in requests:
                 data = wire.chunk_from_wire(request.chunk, offset)
+                if os.fstat(file.fileno()).st_size != offset:
+                    # A push that was thought broken still lives; nothing may be appended twice.
+                    raise WireError("another push of this update is under way; try again")
                 if offset + len(data) > size:
                     raise WireError(f"more than the announced {size} B came")
                 node.bytes_received += len(data)

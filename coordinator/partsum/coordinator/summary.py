@@ -51,7 +51,7 @@ class PhaseSummary(Record):
     loss: Measured
     """Of the base on validation data at the phase's end."""
     wall_seconds: float
-    """How long it took, from its first action to its last."""
+    """How long it took, from its first action to its last, breaks included."""
     bytes_sent: int
     """From the coordinator to nodes."""
     bytes_received: int

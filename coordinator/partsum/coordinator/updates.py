@@ -25,8 +25,15 @@ def part_shapes(shape: nn.Module, widths: Widths, part: Part) -> Shapes:
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
 
 
-def check_claim(update: Update, planned: PlannedPart) -> None:
-    """Check what an update says of itself, before a byte of it is taken. Raises UpdateRefused."""
+def check_claim(update: Update, planned: PlannedPart, largest_bytes: int) -> None:
+    """Check what an update says of itself, before a byte of it is taken. Raises UpdateRefused.
+
+    ``largest_bytes`` is what no part's file can exceed: the base's, with room for a header.
+    """
+    if update.blob.size_bytes > largest_bytes:
+        raise UpdateRefusedError(
+            "size", f"it announces {update.blob.size_bytes} B, more than the base's {largest_bytes}"
+        )
     base = planned.start.digest if planned.start else ""
     if update.start_digest != base:
         raise UpdateRefusedError(
@@ -41,6 +48,10 @@ def check_claim(update: Update, planned: PlannedPart) -> None:
         )
     if not math.isfinite(update.loss):
         raise UpdateRefusedError("not_finite", f"its training loss is {update.loss}")
+    for what in ("train_seconds", "samples_per_second", "peak_memory_bytes"):
+        value = getattr(update, what)
+        if not 0 <= value < math.inf:  # a report could not draw it
+            raise UpdateRefusedError("not_finite", f"its {what} is {value}")
 
 
 def check_update(path: Path, expected: Shapes) -> None:

@@ -49,7 +49,7 @@ def render_status(status: RunStatus) -> RenderableType:
         style = "red" if status.phase == "failed" else ""
         parts.append(Text(plain_text(status.reason), style))
     parts.append(_figures(status))
-    if status.phase == "handoff" or status.handoff_step:
+    if status.handoff_steps:
         parts.append(_handoff(status))
     if status.nodes:
         parts += [Text(), _nodes(status.nodes)]
@@ -74,9 +74,12 @@ def _heading(status: RunStatus) -> RenderableType:
 def _phase(status: RunStatus) -> str:
     if status.phase == "parts":
         return (
-            f"parts, round {status.round} of {status.rounds}, "
+            # ``round`` counts what is committed; people count the round that is under way.
+            f"parts, round {min(status.round + 1, status.rounds)} of {status.rounds}, "
             f"{status.parts_in} of {status.parts} updates in"
         )
+    if status.phase == "handoff" and not status.handoff_steps:
+        return "hand-off, DeepSpeed is starting"
     if status.phase == "handoff":
         return f"hand-off, step {status.handoff_step} of {status.handoff_steps}"
     return status.phase
@@ -110,11 +113,11 @@ def _nodes(nodes: Sequence[NodeStatus]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("node", width=13, no_wrap=True)
     table.add_column("state", width=9, no_wrap=True)
-    table.add_column("device", width=9, no_wrap=True)
+    table.add_column("device", width=10, no_wrap=True)
     table.add_column("part", width=4, justify="right")
     table.add_column("done", width=8)
-    for name in ("/s", "loss", "sent", "got"):
-        table.add_column(name, width=7 if name in ("sent", "got") else 6, justify="right")
+    for name in ("/s", "loss", "to", "from"):
+        table.add_column(name, width=7 if name in ("to", "from") else 6, justify="right")
     for node in nodes[:_ROWS]:
         table.add_row(
             Text(plain_text(node.name)),
@@ -125,7 +128,7 @@ def _nodes(nodes: Sequence[NodeStatus]) -> Table:
             if node.part_index >= 0
             else "",
             rate_text(node.samples_per_second) if node.samples_per_second > 0 else "",
-            f"{node.loss:.4g}" if math.isfinite(node.loss) and node.part_index >= 0 else "",
+            loss_text(node.loss) if math.isfinite(node.loss) and node.part_index >= 0 else "",
             bytes_text(node.bytes_sent),
             bytes_text(node.bytes_received),
         )
@@ -195,7 +198,8 @@ def summary_table(summary: Summary, folder: Path | None = None) -> RenderableTyp
     head.append(f" after {seconds_text(summary.wall_seconds)}")
     if summary.reason:
         head.append(f": {plain_text(summary.reason)}")
-    return Group(head, Text(), _phases(summary), Text(), _facts(summary, folder))
+    phases: list[RenderableType] = [Text(), _phases(summary)] if summary.phases else []
+    return Group(head, *phases, Text(), _facts(summary, folder))
 
 
 def _phases(summary: Summary) -> Table:

@@ -156,7 +156,7 @@ class Workshop:
         if not path.exists():
             raw = bytearray(self.cluster_paths()[part].read_bytes())
             inputs, targets = gather(self.train, torch.frombuffer(raw, dtype=torch.int64))
-            save_tensors(path, {"inputs": inputs, "targets": targets}, durable=False)
+            save_tensors(path, {"inputs": inputs, "targets": targets})
         return path, blob_of(path)
 
     def update_path(self, round: int, part: int) -> Path:
@@ -165,10 +165,10 @@ class Workshop:
 
     def check(self, path: Path, planned: PlannedPart) -> None:
         """Raise UpdateRefusedError unless the file is an update of that part."""
-        if planned.part not in self._shapes:
-            shapes = part_shapes(self.base.shape, self.base.widths, planned.part)
-            self._shapes = {**dict(list(self._shapes.items())[-64:]), planned.part: shapes}
-        check_update(path, self._shapes[planned.part])
+        part, known = planned.part, self._shapes  # other threads may put another dict there
+        shapes = known.get(part) or part_shapes(self.base.shape, self.base.widths, part)
+        self._shapes = {**dict(list(known.items())[-64:]), part: shapes}
+        check_update(path, shapes)
 
     # -- merging ----------------------------------------------------------------------------------
 

@@ -65,6 +65,7 @@ class Assignments:
         self._id = self._key = ""  # of the assignment that is under way
         self._samples_counted = 0  # of the assignment, by the metric
         self._delivering = False
+        self._given_again = False  # the assignment under way came once more
         self.task: asyncio.Task[None] | None = None
 
     @property
@@ -77,6 +78,7 @@ class Assignments:
         key = assignment_key(assignment, profile)
         if self.busy and (self._id, self._key) == (assignment.id, key):
             log.info("assignment=%s is under way already; going on", assignment.id)
+            self._given_again = self._delivering
             return None
         self._id, self._key = assignment.id, key
         self.task = asyncio.create_task(self._carry_out(assignment, key, self.task), name="job")
@@ -100,12 +102,10 @@ class Assignments:
         log.info("assignment=%s samples=%d", assignment.id, assignment.num_samples)
         outcome = "cancelled"
         try:
-            update = self._finished(key) or await self._train(assignment, key)
-            self._delivering = True
-            outcome = await self._deliver(update)
+            outcome = await self._train_and_deliver(assignment, key)
         except TaskError:
             raise
-        except PartsumError as error:
+        except (PartsumError, OSError) as error:  # OSError: this disk is full
             outcome = "failed"
             log.error("assignment=%s failed: %s", assignment.id, error)
             if self._joined.is_set():  # else the coordinator gives it out again anyway
@@ -115,6 +115,20 @@ class Assignments:
             self._metrics.assignments.labels(outcome).inc()
             self._metrics.samples_per_second.set(0)
             self._metrics.state.state("idle")
+
+    async def _train_and_deliver(self, assignment: Assignment, key: str) -> str:
+        """The outcome; after a refusal once more, if the coordinator has already said so."""
+        while True:
+            self._given_again = False
+            update = self._finished(key) or await self._train(assignment, key)
+            self._delivering = True
+            outcome = await self._deliver(update)
+            self._delivering = False
+            if outcome == "refused":
+                self._state.forget()  # it would be refused again
+                if self._given_again:  # that message overtook the answer to the push
+                    continue
+            return outcome
 
     def _finished(self, key: str) -> Update | None:
         """The update of an assignment that was trained before, if it is still on disk."""

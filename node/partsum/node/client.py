@@ -204,6 +204,8 @@ def _explain(error: grpc.aio.AioRpcError, address: str) -> PartsumError:
 
 def _cause(details: str) -> str:
     """The telling end of gRPC's details, for example "connection refused"."""
+    if "Failed parsing HTTP/2" in details:
+        return "what answers there is not a coordinator: is it the metrics port?"
     found = re.search(
         r"(Connection refused|No route to host|Network is unreachable|"
         r"Connection timed out|Connection reset|DNS resolution failed|"

@@ -62,7 +62,7 @@ class Node:
         self._name = name
         self._rng = rng
         self._clock = clock
-        self._outbox: asyncio.Queue[pb.ControlRequest] = asyncio.Queue()
+        self._outbox: asyncio.Queue[pb.ControlRequest | None] = asyncio.Queue()
         self._joined = asyncio.Event()  # set between our Ready and the end of that connection
         self._profile: NodeProfile | None = None
         self._assignments = Assignments(
@@ -144,6 +144,7 @@ class Node:
                     self._next_complaint = 0.0
                     self._hear(message)
         finally:
+            self._outbox.put_nowait(None)  # ends _outgoing, which gRPC would leave waiting
             self._joined.clear()
             self._metrics.connected.set(0)
             for task in self._side_tasks:
@@ -151,10 +152,10 @@ class Node:
             self._side_tasks.clear()
 
     async def _outgoing(
-        self, outbox: asyncio.Queue[pb.ControlRequest]
+        self, outbox: asyncio.Queue[pb.ControlRequest | None]
     ) -> AsyncIterator[pb.ControlRequest]:
-        while True:
-            yield await outbox.get()
+        while (request := await outbox.get()) is not None:
+            yield request
 
     def _say(self, request: pb.ControlRequest) -> None:
         self._outbox.put_nowait(request)
@@ -196,6 +197,7 @@ class Node:
 
     async def _get_ready(self, welcome: control.Welcome) -> None:
         self._show("loading")
+        log.info("loading the task and its data, and measuring the device")
         profile = await self._worker.load(welcome.task)
         if self._profile and self._profile.task_digest != profile.task_digest:
             self._assignments.cancel("", "the coordinator has another task now")

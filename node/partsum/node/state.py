@@ -68,6 +68,10 @@ class NodeState:
         """Remember an update; the one before is forgotten."""
         _write(self._finished, json.dumps(asdict(finished)))
 
+    def forget(self) -> None:
+        """There is no last update: the coordinator will not have it."""
+        self._finished.unlink(missing_ok=True)
+
     def finished(self) -> Finished | None:
         """The last update, or None; what cannot be read is nothing."""
         try:

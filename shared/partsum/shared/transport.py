@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-from partsum.shared.errors import PartsumError
+from partsum.shared.errors import ConfigError
 
 MESSAGE_LIMIT_BYTES = 4 << 20
 
@@ -56,8 +56,8 @@ def tune_malloc() -> None:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """HOST:PORT taken apart. Raises PartsumError where it is not one."""
+    """HOST:PORT taken apart. Raises ConfigError where it is not one."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise PartsumError(f"{address!r} is not HOST:PORT, for example 192.0.2.10:50061")
+        raise ConfigError(f"{address!r} is not HOST:PORT, for example 192.0.2.10:50061")
     return host, int(port)
