@@ -174,7 +174,8 @@ class NodeDesk:
             return
         node.session = None
         node.rest("gone")
-        log.warning("node %s is gone", node.name)
+        level = logging.INFO if self._machine.phase == "finished" else logging.WARNING
+        log.log(level, "node %s is gone", node.name)
         self._note("gone", "the connection ended", node.name)
         self._decide(e.NodeGone(node.name))
 
