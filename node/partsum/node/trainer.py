@@ -241,7 +241,9 @@ def _settled(a: Assignment, device: torch.device) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed((a.seed * 1_000_003 + a.round) % 2**63)
-        torch.use_deterministic_algorithms(a.settings.deterministic)
+        # On CUDA some operations have no deterministic form: there they warn, not end the training.
+        cuda = device.type == "cuda"
+        torch.use_deterministic_algorithms(a.settings.deterministic, warn_only=cuda)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         try:
