@@ -33,7 +33,8 @@ test: check
 	$(BIN)/pytest
 
 bench: $(READY)
-	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script --quick; done
+	$(BIN)/python benchmarks/rounds.py --quick
+	$(BIN)/python benchmarks/time_to_accuracy.py --quick
 
 clean:
 	rm -rf $(VENV) .venv-protos
