@@ -22,7 +22,7 @@ def draw(drawn: Sequence[Drawn], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(
-        len(drawn), 2, figsize=(13, 4.6 * len(drawn)), squeeze=False, layout="constrained"
+        len(drawn), 2, figsize=(15, 4.6 * len(drawn)), squeeze=False, layout="constrained"
     )
     for (load, methods), (by_time, by_bytes) in zip(drawn, axes, strict=True):
         for title, outcomes in methods:
@@ -45,7 +45,8 @@ def draw(drawn: Sequence[Drawn], path: Path) -> None:
             axis.set_ylim(best - _SHOWN, best + 1)
             axis.set_ylabel("accuracy, %")
             axis.grid(alpha=0.3)
-        by_time.legend(fontsize=8, loc="lower right")
+        handles, labels = by_time.get_legend_handles_labels()
+        by_bytes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
