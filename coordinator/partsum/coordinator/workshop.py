@@ -33,6 +33,7 @@ from partsum.shared.messages import Blob, Update
 from partsum.shared.part import Part, cut_tensors
 from partsum.shared.task import Samples, Scores, gather
 from partsum.shared.tensors import TensorFile, load_tensors, save_tensors
+from partsum.shared.transport import release_memory
 
 log = logging.getLogger(__name__)
 
@@ -84,24 +85,22 @@ class Workshop:
 
     def plan_round(self, plan: Workplan, round: int) -> RoundPlan:
         """Cut the round's parts into the spool and say what each node is to do."""
-        parts = self.parts(plan, round)
+        parts, planned = self.parts(plan, round), []
         starts = self._starts(parts, round)
         before = self.store.updates(round - 1)
-        planned = []
         for k, (part, start) in enumerate(zip(parts, starts, strict=True)):
             cluster = self.cluster_paths()[k]
-            size = cluster.stat().st_size // 8
-            samples = _share_of(size, self.config)
+            samples = _share_of(cluster.stat().st_size // 8, self.config)
             planned.append(
                 PlannedPart(
                     part=part,
-                    # Stable over rounds: the walk over the cluster goes on where it was.
+                    # Stable over rounds: the walk goes on where it was.
                     seed=(self.config.seed * 1_000_003 + k) % 2**62,
                     start=start,
                     cluster=blob_of(cluster),
                     first_sample=round * samples,
                     num_samples=samples,
-                    # Who trained it last has its weights and moments already.
+                    # who trained it last has its weights and moments
                     holder=before[k].node if k in before else plan.holders[k],
                 )
             )
@@ -118,7 +117,8 @@ class Workshop:
             ]
         path = self.store.base_path(base_name(round))
         if self.config.parts.planner == "full":
-            return [blob_of(path)] * len(parts)
+            done = self.store.results().get(round - 1)
+            return [blob_of(path, done[0].digest if done else None)] * len(parts)
         base = load_tensors(path)
         starts: list[Blob | None] = []
         for k, part in enumerate(parts):
@@ -176,14 +176,15 @@ class Workshop:
         self, plan: RoundPlan, missing: tuple[int, ...], stages: Stages
     ) -> tuple[RoundResult, dict[str, object]]:
         """Merge what is in into the next base: the result, and the facts to commit with it."""
-        received = {k: r for k, r in self.store.updates(plan.round).items() if k not in missing}
-        updates = {k: item.update for k, item in received.items()}
+        received = self.store.updates(plan.round)
+        updates = {k: item.update for k, item in received.items() if k not in missing}
         out = self.store.base_path(base_name(plan.round + 1))
         with ExitStack() as files:
             with stages.timing("merge"):
                 shares = self._contributions(plan, updates, files)
                 digest = self._write_base(plan, list(shares.values()), out)
                 facts = self._keep_parts(plan, updates) if self.block else {}
+                release_memory()  # before the model for evaluation comes on top
             with stages.timing("evaluate"):
                 scores = self._evaluate(plan, shares, out)
         result = RoundResult(

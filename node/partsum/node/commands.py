@@ -55,9 +55,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add(
         "--cache-gib",
         type=float,
-        default=4.0,
+        default=1.0,
         metavar="G",
-        help="disk space for blobs that are not in use (4)",
+        help="disk space for blobs that are not in use (1)",
     )
     add(
         "--metrics-port",
