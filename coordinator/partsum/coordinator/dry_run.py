@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from partsum.coordinator.advice import advise
 from partsum.coordinator.base import Base
 from partsum.coordinator.cost import Cost, part_cost, parts_share
 from partsum.coordinator.figures import bytes_text, count_text
@@ -129,6 +130,8 @@ def _print(
         s.tensor for g in base.widths.groups for s in g.slots
     }
     groups = ", ".join(f"{group.name} ({group.units})" for group in base.widths.groups)
+    for sentence in advise(config):
+        console.print(f"warning: {sentence}", style="yellow")
     console.print(f"width groups: {groups}")
     console.print(f"not cut: {', '.join(sorted(shared)) or 'nothing'}")
     share = figures["parts_share"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from partsum.coordinator.advice import advise
 from partsum.coordinator.folder import new_run, open_run, unfinished_run
 from partsum.coordinator.store import Store
 from partsum.shared.config import RunConfig, load_config
@@ -36,6 +37,8 @@ def run_coordinator(
     set_up_logging(verbose)
     # Torch is imported only now, so that a wrong flag or config is answered at once.
     loaded, store = _open(config, resume, new)
+    for sentence in advise(loaded):
+        log.warning("%s", sentence)
     log.info("loading the data and preparing the base")
     from partsum.coordinator.run import Run
     from partsum.coordinator.server import serve

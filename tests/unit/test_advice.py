@@ -1,0 +1,16 @@
+"""Failure mode 4 of the method: clusters without a hand-off."""
+
+from __future__ import annotations
+
+from partsum.coordinator.advice import advise
+from partsum.shared.config import parse_config
+
+
+def test_clusters_without_a_hand_off_are_warned_of_and_nothing_else_is() -> None:
+    alone = "[handoff]\nenabled = false\n"
+    (said,) = advise(parse_config(alone + '[data]\nclusters = "kmeans"'))
+    assert 'clusters = "kmeans" without a hand-off' in said
+    assert advise(parse_config('[data]\nclusters = "kmeans"')) == []
+    assert advise(parse_config(alone)) == []
+    residual = alone + '[data]\nclusters = "labels"\n[parts]\nmode = "residual"'
+    assert advise(parse_config(residual)) == []
