@@ -117,7 +117,7 @@ class Assignments:
             self._metrics.state.state("idle")
 
     async def _train_and_deliver(self, assignment: Assignment, key: str) -> str:
-        """The outcome; after a refusal once more, if the coordinator has already said so."""
+        """The outcome; once more, if the coordinator gave it again before it answered the push."""
         while True:
             self._given_again = False
             update = self._finished(key) or await self._train(assignment, key)
@@ -126,9 +126,8 @@ class Assignments:
             self._delivering = False
             if outcome == "refused":
                 self._state.forget()  # it would be refused again
-                if self._given_again:  # that message overtook the answer to the push
-                    continue
-            return outcome
+            if not self._given_again:  # that message overtook the answer to the push
+                return outcome
 
     def _finished(self, key: str) -> Update | None:
         """The update of an assignment that was trained before, if it is still on disk."""
