@@ -248,6 +248,8 @@ def test_of_two_pushes_of_one_update_only_one_appends(tmp_path: Path) -> None:
             yield pb.PushRequest(offer=offer)
             middle = half + 100
             yield pb.PushRequest(chunk=wire.chunk_to_wire(half, data[half:middle]))
+            while (await node.stub.Offer(offer)).offset < middle:  # until that is spooled
+                await asyncio.sleep(0.01)
             waits.set()
             with pytest.raises(grpc.aio.AioRpcError, match="another push of this update"):
                 await stalled
