@@ -15,11 +15,12 @@ from torch.utils.data import TensorDataset
 
 from partsum.coordinator.base import Base
 from partsum.coordinator.clock import Stages
+from partsum.coordinator.cutter import base_name, blob_of, write_clusters
 from partsum.coordinator.merge import are_disjoint
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.store import Store
 from partsum.coordinator.workplan import Workplan
-from partsum.coordinator.workshop import Workshop, base_name, blob_of, write_clusters
+from partsum.coordinator.workshop import Workshop
 from partsum.shared.config import PartsConfig, RunConfig
 from partsum.shared.errors import UpdateRefusedError, WidthError
 from partsum.shared.files import file_digest
@@ -84,10 +85,10 @@ def workshop_of(config: RunConfig, store: Store) -> Workshop:
 def opened(shop: Workshop, workplan: Workplan, round: int) -> RoundPlan:
     plan = shop.store.plan(round)
     if plan is None:
-        plan = shop.plan_round(workplan, round)
+        plan = shop.cutter.plan_round(workplan, round)
         shop.store.open_round(plan, at=0.0)
     else:
-        shop.restore_starts(plan)
+        shop.cutter.restore_starts(plan)
     return plan
 
 
@@ -98,7 +99,7 @@ def train(shop: Workshop, plan: RoundPlan, k: int) -> dict[str, Tensor]:
         narrow = cut_module(model(), shop.base.widths, planned.part)
         state = dict(fresh_module(narrow, planned.seed).state_dict())
     else:
-        path = shop.blob_paths(plan)[planned.start.digest]
+        path = shop.cutter.blob_paths(plan)[planned.start.digest]
         assert blob_of(path) == planned.start
         state = load_tensors(path)
     generator = torch.Generator().manual_seed(1000 * plan.round + k)
@@ -178,7 +179,7 @@ def test_a_restart_at_any_point_gives_the_same_bytes(
                 if spool == "lost":
                     for path in (folder / "spool").glob("start-*"):
                         path.unlink()
-                    shop.restore_starts(plan)
+                    shop.cutter.restore_starts(plan)
                 deliver(shop, plan, k)
         with closing(Store(folder)) as store:  # merged, and dead before the commit
             shop = workshop_of(config, store)
@@ -202,14 +203,14 @@ def test_in_mode_block_parts_begin_fresh_and_go_on_from_their_own_updates(tmp_pa
         assert [part.holder for part in second.parts] == ["node-0", "node-1"]
         for planned, state in zip(second.parts, sent, strict=True):
             assert planned.start is not None
-            start = load_tensors(shop.blob_paths(second)[planned.start.digest])
+            start = load_tensors(shop.cutter.blob_paths(second)[planned.start.digest])
             assert all(torch.equal(start[name], state[name]) for name in state)
 
 
 def test_rounds_continue_each_others_epochs_and_the_schedule(tmp_path: Path) -> None:
     with closing(Store(tmp_path)) as store:
         shop = workshop_of(config_of(local_epochs=0.5), store)
-        plans = [shop.plan_round(EQUAL, round) for round in range(2)]
+        plans = [shop.cutter.plan_round(EQUAL, round) for round in range(2)]
         assert [[part.first_sample for part in plan.parts] for plan in plans] == [[0, 0], [10, 10]]
         assert [plan.progress for plan in plans] == [(0.0, 0.125), (0.125, 0.25)]
         assert plans[0].parts[0].seed == plans[1].parts[0].seed != plans[0].parts[1].seed
@@ -220,7 +221,7 @@ def test_a_part_sees_its_epochs_of_samples_and_at_least_one_if_any(
     tmp_path: Path, epochs: float, samples: int
 ) -> None:
     with closing(Store(tmp_path)) as store:
-        plan = workshop_of(config_of(local_epochs=epochs), store).plan_round(EQUAL, 0)
+        plan = workshop_of(config_of(local_epochs=epochs), store).cutter.plan_round(EQUAL, 0)
         assert [part.num_samples for part in plan.parts] == [samples, samples]
 
 
@@ -234,7 +235,7 @@ def test_in_mode_residual_units_are_drawn_anew_and_starts_are_cut_from_the_base(
         plan = opened(shop, EQUAL, 0)
         for planned in plan.parts:
             assert planned.start is not None
-            start = load_tensors(shop.blob_paths(plan)[planned.start.digest])
+            start = load_tensors(shop.cutter.blob_paths(plan)[planned.start.digest])
             expected = cut_tensors(base, shop.base.widths, planned.part)
             assert start["3.scale"] == 1.0
             assert all(torch.equal(start[name], expected[name]) for name in expected)
@@ -382,7 +383,7 @@ def test_a_merge_that_is_not_the_mean_of_its_parts_stops_the_round(tmp_path: Pat
         shop = Workshop(BLOCK, store, Base(task, CPU), samples(), samples())
         store.base_path(base_name(0)).unlink()
         shop.initial_base()
-        plan = shop.plan_round(EQUAL, 0)
+        plan = shop.cutter.plan_round(EQUAL, 0)
         store.open_round(plan, at=0.0)
         for k, planned in enumerate(plan.parts):
             narrow = fresh_module(cut_module(biased(), shop.base.widths, planned.part), k)

@@ -11,9 +11,12 @@ from collections.abc import AsyncIterator, Coroutine
 from partsum.coordinator import events as e
 from partsum.coordinator.desk import NodeDesk, OpenRound
 from partsum.coordinator.handover import begin_handoff, hand_over
+from partsum.coordinator.intake import Intake
 from partsum.coordinator.metrics import Metrics
+from partsum.coordinator.registry import Registry
 from partsum.coordinator.rounds import RoundMachine
 from partsum.coordinator.run import Run
+from partsum.coordinator.terms import round_settings
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared.errors import PartsumError
 from partsum.shared.messages import RunStatus
@@ -35,8 +38,13 @@ class CoordinatorDaemon:
         self.run = run
         self.metrics = Metrics()
         self.outcome: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
-        self._machine = RoundMachine(run.round_settings(), run.next_round, time.monotonic())
-        self.desk = NodeDesk(run, self._machine, self.metrics, self._decide, self._publish)
+        registry = Registry(run.store.nodes())
+        self._machine = RoundMachine(
+            round_settings(run.config), run.next_round, time.monotonic(), registry.benched()
+        )
+        machine, metrics = self._machine, self.metrics
+        self.desk = NodeDesk(run, registry, machine, metrics, self._decide, self._publish)
+        self.intake = Intake(self.desk, run, machine, metrics, self._decide)
         self._address = address
         self._reason = ""
         self._reminded = 0.0
@@ -151,8 +159,9 @@ class CoordinatorDaemon:
         profiles = {node.name: node.profile for node in live if node.profile}
         plan, holders, done = await self.run.open_round(round, profiles)
         base = self.run.store.base_path(plan.base)
-        largest = base.stat().st_size + (1 << 20)  # no part is larger; a header may be
-        self.desk.round = OpenRound(plan, self.run.workshop.blob_paths(plan), largest)
+        travels = 3 if self.run.config.parts.moments == "travel" else 1  # two moments a weight
+        largest = travels * base.stat().st_size + (1 << 20)  # no part is larger; a header may be
+        self.desk.round = OpenRound(plan, self.run.workshop.cutter.blob_paths(plan), largest)
         self._decide(e.Planned(holders, done))
 
     async def _merge(self, missing: tuple[int, ...], why: str) -> None:
@@ -206,15 +215,12 @@ class CoordinatorDaemon:
         """Bring metrics up to date and wake those who watch."""
         self.metrics.set_phase(self._phase())
         self.metrics.round.set(self.run.next_round)
-        self.metrics.parts_in.set(self._parts_in())
+        self.metrics.parts_in.set(self._machine.parts_in())
         for node in self.desk.registry:
             self.metrics.set_node_state(node.name, node.state)
             self.metrics.set_bytes(node.name, node.bytes_sent, node.bytes_received)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-
-    def _parts_in(self) -> int:
-        return sum(job.state == "in" for job in self._machine.jobs.values())
 
     def _phase(self) -> str:
         if self.outcome.done():
@@ -227,7 +233,7 @@ class CoordinatorDaemon:
         return self.run.status(
             phase=self._phase(),
             reason=self.outcome.result()[1] if self.outcome.done() else self._said(),
-            parts_in=self._parts_in(),
+            parts_in=self._machine.parts_in(),
             bytes_moved=self.desk.registry.totals(),
             nodes=tuple(
                 node.status() for node in sorted(self.desk.registry, key=lambda node: node.name)

@@ -19,6 +19,9 @@ class RoundSettings:
     refusals: int
     handoff: bool
     sticky: bool = False  # a part stays with its node while that lives: same seed, same bytes
+    backup_after: float = (
+        0.0  # times the round's median, then a part goes to a second node; 0: never
+    )
 
 
 # ---- what happens -------------------------------------------------------------------------------
@@ -64,6 +67,15 @@ class JobFailed:
 
 
 @dataclass(frozen=True)
+class Withdrawn:
+    """An update that was in is not to be merged after all: beside the others it stands out."""
+
+    node: str
+    part: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Merged:
     """The round is committed."""
 
@@ -78,7 +90,9 @@ class Tick:
     """Time has passed; nothing else."""
 
 
-Event = NodeReady | NodeGone | Planned | UpdateIn | JobFailed | Merged | HandoffDone | Tick
+Event = (
+    NodeReady | NodeGone | Planned | UpdateIn | JobFailed | Withdrawn | Merged | HandoffDone | Tick
+)
 
 # ---- what to do ---------------------------------------------------------------------------------
 
@@ -92,7 +106,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Assign:
-    """Give the part to the node."""
+    """Give the part to the node; where another has it already, this is a second copy."""
 
     node: str
     part: int

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from partsum.coordinator.cutter import base_name
 from partsum.coordinator.handoff import HandoffJob, HandoffProgress, run_handoff
 from partsum.coordinator.run import Run
-from partsum.coordinator.workshop import base_name
 
 
 def begin_handoff(run: Run, bytes_moved: tuple[int, int]) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared.errors import RefusedError
@@ -55,6 +55,7 @@ class Node:
     peak_memory_bytes: int = 0
     speed: float = 0.0  # samples a second, of the last update
     blobs: set[str] = field(default_factory=set)  # what it may pull
+    benched: bool = False  # quarantined, for the rest of the run
 
     def rest(self, state: State = "idle") -> None:
         """It has no assignment any more."""
@@ -78,10 +79,12 @@ class Node:
 
 
 class Registry:
-    """All nodes of a run, by name."""
+    """All nodes of a run, by name; ``known`` is what the journal has of them after a restart."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Mapping[str, Mapping[str, Any]]) -> None:
         self._nodes: dict[str, Node] = {}
+        for name, body in known.items():
+            self._restore(name, body)
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self._nodes.values())
@@ -90,12 +93,11 @@ class Registry:
         """The node of that name, if it ever joined."""
         return self._nodes.get(name)
 
-    def restore(self, name: str, body: dict[str, int | float | str]) -> None:
-        """Bring back what the journal knows of a node, after a restart."""
+    def _restore(self, name: str, body: Mapping[str, Any]) -> None:
         node = self._nodes[name] = Node(name, str(body["instance"]), len(self._nodes), state="gone")
         node.bytes_sent, node.bytes_received = int(body["sent"]), int(body["received"])
         node.updates, node.peak_memory_bytes = int(body["updates"]), int(body["peak_memory_bytes"])
-        node.speed = float(body["speed"])
+        node.speed, node.benched = float(body["speed"]), bool(body.get("benched", False))
         node.profile = NodeProfile(str(body["device"]), 0, 0.0, "", "")
 
     def memory(self, node: Node) -> dict[str, int | float | str]:
@@ -108,6 +110,7 @@ class Registry:
             "updates": node.updates,
             "peak_memory_bytes": node.peak_memory_bytes,
             "speed": node.speed,
+            "benched": node.benched,
         }
 
     def join(self, name: str, instance: str, now: float) -> tuple[Node, Session]:
@@ -132,6 +135,10 @@ class Registry:
         node.last_heard = now
         node.rest("loading")
         return node, session
+
+    def benched(self) -> list[str]:
+        """The nodes that get no more work."""
+        return [node.name for node in self if node.benched]
 
     def totals(self) -> tuple[int, int]:
         """Bytes sent to and received from all nodes."""

@@ -9,8 +9,7 @@ The daemon feeds it what happened and when, and carries out what it answers. Mod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from partsum.coordinator.events import (
@@ -33,37 +32,23 @@ from partsum.coordinator.events import (
     RoundSettings,
     Tick,
     UpdateIn,
+    Withdrawn,
 )
+from partsum.coordinator.jobs import Job, Member, alive, deal, deal_backups, idle, slow_parts
 
 Phase = Literal["waiting", "planning", "training", "merging", "handoff", "finished", "failed"]
-
-
-@dataclass
-class Member:
-    """A node as the machine sees it."""
-
-    state: Literal["idle", "busy", "gone", "benched"] = "idle"
-    failures: int = 0  # in a row
-
-
-@dataclass
-class Job:
-    """A part of the current round."""
-
-    state: Literal["pending", "assigned", "in"] = "pending"
-    node: str = ""  # who has it, or had it last
-    hold_until: float = 0.0  # until then only ``node`` may take it
-    failed_on: set[str] = field(default_factory=set)
 
 
 class RoundMachine:
     """The state of a run's rounds; changed by `handle` and by nothing else."""
 
-    def __init__(self, settings: RoundSettings, round: int, now: float) -> None:
+    def __init__(
+        self, settings: RoundSettings, round: int, now: float, benched: Iterable[str] = ()
+    ) -> None:
         self.settings = settings
         self.round = round
         self.phase: Phase = "waiting"
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, Member] = {name: Member("benched") for name in benched}
         self.jobs: dict[int, Job] = {}
         self._since = now  # of the phase
         self._last_failure = ""  # of any round: nodes stay benched beyond theirs
@@ -88,9 +73,11 @@ class RoundMachine:
             case Planned(holders, done):
                 self._open(holders, done, now)
             case UpdateIn(node, part):
-                return self._take_update(node, part)
+                return self._take_update(node, part, now)
             case JobFailed(node, part, reason):
                 self._note_failure(node, part, reason, now)
+            case Withdrawn(node, part, reason):
+                self._withdraw(node, part, reason, now)
             case Merged():
                 self.round, self.jobs = self.round + 1, {}
                 return self._proceed(now)
@@ -106,8 +93,8 @@ class RoundMachine:
         if member.state != "benched":
             member.state = "idle"
         for job in self.jobs.values():
-            if job.node == node and job.state == "assigned":
-                job.state = "pending"  # it reconnected before we saw it go: send it again
+            if job.held_by(node):  # it reconnected before we saw it go: send it again
+                job.drop(node, 0.0)
 
     def _lose(self, node: str, now: float) -> None:
         member = self.members.get(node)
@@ -116,48 +103,58 @@ class RoundMachine:
         if member.state != "benched":
             member.state = "gone"
         for job in self.jobs.values():
-            if job.node == node and job.state == "assigned":
-                job.state, job.hold_until = "pending", now + self.settings.return_seconds
+            if job.held_by(node):
+                job.drop(node, now + self.settings.return_seconds)
 
     def _open(self, holders: Sequence[str], done: Sequence[int], now: float) -> None:
         hold = now + self.settings.return_seconds
         self.jobs = {
-            part: Job("in" if part in done else "pending", node, hold if node else 0.0)
+            part: Job("in" if part in done else "pending", node, hold_until=hold if node else 0.0)
             for part, node in enumerate(holders)
         }
         self.phase, self._since = "training", now
 
-    def _take_update(self, node: str, part: int) -> list[Action]:
+    def _take_update(self, node: str, part: int, now: float) -> list[Action]:
         member = self.members.setdefault(node, Member())
-        member.failures = 0
         job = self.jobs.get(part)
         if self.phase != "training" or job is None or job.state == "in":
             return []
-        actions: list[Action] = []
-        if job.state == "assigned" and job.node != node:
-            actions.append(Cancel(job.node, part, f"{node} delivered it first"))
-        slower, job.state, job.node = job.node, "in", node
-        self._free(slower)
-        self._free(node)
-        return actions
+        others = [name for name in job.holders() if name != node]
+        job.took = now - job.given_at if job.held_by(node) else None
+        job.state, job.node, job.backup = "in", node, ""
+        job.failures, member.failures = member.failures, 0
+        for name in (*others, node):
+            self._free(name)
+        return [Cancel(name, part, f"{node} delivered it first") for name in others]
 
     def _note_failure(self, node: str, part: int, reason: str, now: float) -> None:
         member = self.members.setdefault(node, Member())
         member.failures += 1
         self._last_failure = f"{node}: {reason}"
         job = self.jobs.get(part)
-        if job is not None and job.state == "assigned" and job.node == node:
-            job.state, job.hold_until = "pending", 0.0
+        if job is not None and job.held_by(node):
+            job.drop(node, 0.0)
             job.failed_on.add(node)
         self._free(node)
         if member.failures >= self.settings.refusals:
             self._lose(node, now)
             member.state = "benched"
 
+    def _withdraw(self, node: str, part: int, reason: str, now: float) -> None:
+        """Back into the training of this round, as if the update had been refused at the door."""
+        job = self.jobs.get(part)
+        if self.phase not in {"merging", "training"} or job is None or job.state != "in":
+            return
+        self.phase = "training"
+        self.members.setdefault(node, Member("gone")).failures = job.failures
+        job.state, job.took = "pending", None
+        job.failed_on.add(node)
+        self._note_failure(node, part, reason, now)
+
     def _free(self, node: str) -> None:
         """It is idle, unless it works on another part than the one that this is about."""
         member = self.members.get(node)
-        works = any(job.node == node and job.state == "assigned" for job in self.jobs.values())
+        works = any(job.held_by(node) for job in self.jobs.values())
         if member is not None and member.state == "busy" and not works:
             member.state = "idle"
 
@@ -179,7 +176,7 @@ class RoundMachine:
         """The first round, or the one after a restart, once enough nodes are there."""
         if self.round >= self.settings.rounds:
             return self._proceed(now)
-        ready = len(self._alive())
+        ready = len(alive(self.members))
         waited = now - self._since >= self.settings.join_timeout_seconds
         if ready >= self.settings.min_nodes or (waited and ready):
             return self._proceed(now)
@@ -201,33 +198,22 @@ class RoundMachine:
         return actions
 
     def _assign(self, now: float) -> list[Action]:
-        """Pending parts to idle nodes: first to who had them, then to whoever is free."""
+        """Pending parts to idle nodes; to those still idle, second copies of the slowest parts."""
         actions: list[Action] = []
-        pending = [(part, job) for part, job in self.jobs.items() if job.state == "pending"]
-        for part, job in pending:
-            if self._is_idle(job.node) and job.node not in job.failed_on:
-                actions.append(self._give(part, job, job.node))
-        reserved = {job.node for _, job in pending if job.state == "pending"}
-        for part, job in pending:
-            if job.state != "pending" or job.hold_until > now or self._sticks(job):
-                continue
-            # A node that failed this part gets it again only where all the others did too.
-            tried = job.failed_on if set(self._alive()) - job.failed_on else set()
-            idle = [node for node in self._idle() if node not in tried]
-            if idle:
-                # A node that another pending part waits for comes last.
-                node = min(idle, key=lambda name: (name in reserved, name))
-                actions.append(self._give(part, job, node))
+        for node, part in deal(self.jobs, self.members, self.settings.sticky, now):
+            job = self.jobs[part]
+            job.state, job.node, job.given_at = "assigned", node, now
+            self.members[node].state = "busy"
+            actions.append(Assign(node, part))
+        for node, part in deal_backups(self.jobs, self.members, self._backup_after(), now):
+            self.jobs[part].backup = node
+            self.members[node].state = "busy"
+            actions.append(Assign(node, part))
         return actions
 
-    def _sticks(self, job: Job) -> bool:
-        """Whether the part waits for the node that has its moments, though others are idle."""
-        return self.settings.sticky and job.node in set(self._alive()) - job.failed_on
-
-    def _give(self, part: int, job: Job, node: str) -> Assign:
-        job.state, job.node = "assigned", node
-        self.members[node].state = "busy"
-        return Assign(node, part)
+    def _backup_after(self) -> float:
+        """Never where a second node, without the moments, would send other bytes."""
+        return 0.0 if self.settings.sticky else self.settings.backup_after
 
     def _hopeless(self) -> bool:
         """Whether every node that ever came has failed too often to get more work."""
@@ -247,27 +233,34 @@ class RoundMachine:
     def _cancel_all(self, reason: str) -> list[Action]:
         actions: list[Action] = []
         for part, job in self.jobs.items():
-            if job.state == "assigned":
-                job.state = "pending"
-                self._free(job.node)
-                actions.append(Cancel(job.node, part, reason))
+            holders = job.holders()
+            if holders:
+                job.state, job.backup = "pending", ""
+            for node in holders:
+                self._free(node)
+                actions.append(Cancel(node, part, reason))
         return actions
 
     # -- questions --------------------------------------------------------------------------------
 
-    def _alive(self) -> list[str]:
-        return sorted(n for n, m in self.members.items() if m.state in {"idle", "busy"})
+    def has(self, node: str, part: int) -> bool:
+        """Whether the node is to train the part."""
+        job = self.jobs.get(part)
+        return job is not None and job.held_by(node)
 
-    def _idle(self) -> list[str]:
-        return [node for node in self._alive() if self._is_idle(node)]
+    def is_benched(self, node: str) -> bool:
+        """Whether the node gets no more work."""
+        member = self.members.get(node)
+        return member is not None and member.state == "benched"
 
-    def _is_idle(self, node: str) -> bool:
-        return node in self.members and self.members[node].state == "idle"
+    def parts_in(self) -> int:
+        """How many updates of the round are in."""
+        return sum(job.state == "in" for job in self.jobs.values())
 
     def _reason(self, now: float) -> str:
-        alive = self._alive()
+        here = alive(self.members)
         if self.phase == "waiting":
-            return f"waiting for nodes: {len(alive)} of {self.settings.min_nodes} are ready"
+            return f"waiting for nodes: {len(here)} of {self.settings.min_nodes} are ready"
         if self.phase != "training":
             return {
                 "planning": "cutting the round's parts",
@@ -277,11 +270,11 @@ class RoundMachine:
                 "failed": "the run cannot go on",
             }[self.phase]
         waiting = [str(part) for part, job in self.jobs.items() if job.state != "in"]
-        whom = [job.node for job in self.jobs.values() if job.state == "assigned"]
+        whom = [node for job in self.jobs.values() for node in job.holders()]
         text = f"waiting for part{'s'[: len(waiting) - 1]} {', '.join(waiting)}"
         if whom:
             text += f" from {', '.join(sorted(set(whom)))}"
-        elif not alive:
+        elif not here:
             text += "; no node is connected"
         if now - self._since >= self.settings.deadline_seconds:
             short = f"{len(self.jobs) - len(waiting)} of {self.settings.quorum}"
@@ -295,4 +288,6 @@ class RoundMachine:
         elif self.phase == "training":
             times = [job.hold_until for job in self.jobs.values() if job.state == "pending"]
             times.append(self._since + self.settings.deadline_seconds)
+            if idle(self.members):
+                times += slow_parts(self.jobs, self._backup_after()).values()
         return min((time for time in times if time > now), default=None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ import torch
 from partsum.coordinator.base import Base
 from partsum.coordinator.clock import RunClock, Stages
 from partsum.coordinator.clusters import make_clusters
-from partsum.coordinator.events import RoundSettings
+from partsum.coordinator.cutter import blob_of, write_clusters
 from partsum.coordinator.folder import DEEPSPEED_COPY
 from partsum.coordinator.handoff import HandoffProgress
 from partsum.coordinator.handoff_config import deepspeed_settings
@@ -24,16 +23,14 @@ from partsum.coordinator.planner import equal_fractions
 from partsum.coordinator.records import PlannedPart, RoundPlan, RoundResult
 from partsum.coordinator.store import Store
 from partsum.coordinator.workplan import Workplan, make_workplan
-from partsum.coordinator.workshop import Workshop, blob_of, write_clusters
+from partsum.coordinator.workshop import Workshop
 from partsum.shared.config import HandoffConfig, RunConfig
-from partsum.shared.errors import DataError, RefusedError, TaskError
+from partsum.shared.errors import DataError, TaskError
 from partsum.shared.messages import (
-    Assignment,
     NodeProfile,
     NodeStatus,
     RunStatus,
     TaskSpec,
-    TrainSettings,
     Update,
 )
 from partsum.shared.task import (
@@ -58,10 +55,10 @@ class Run:
         self.stages = Stages()
         spec = TaskSpec(config.task.name, config.task.options)
         self.task: Task = load_task(spec)
-        self._task_digest = task_digest(spec)
+        expected = task_digest(spec)
         self.train = load_samples(self.task.train, "training")
         self.validation = load_samples(self.task.validation, "validation")
-        self._data_digest = data_digest(self.train)
+        self.digests = (expected, data_digest(self.train))
         self._check_same_run()
         if config.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
@@ -78,7 +75,7 @@ class Run:
 
     def _check_same_run(self) -> None:
         """A resumed run must have the task and data that it was started with."""
-        for key, now in (("task_digest", self._task_digest), ("data_digest", self._data_digest)):
+        for key, now in zip(("task_digest", "data_digest"), self.digests, strict=True):
             before = self.store.fact(key)
             if before not in (None, now):
                 error = TaskError if key == "task_digest" else DataError
@@ -102,88 +99,14 @@ class Run:
         self.workshop.initial_base()
         if not self.config.parts.rounds:
             return
-        parts = self.workshop.parts(make_workplan(self.config, self.base, self.train, {}), 0)
+        parts = self.workshop.cutter.parts(make_workplan(self.config, self.base, self.train, {}), 0)
         certify(self.base, parts, self.workshop.block, self.validation)
-        if not all(path.exists() for path in self.workshop.cluster_paths()):
+        if not all(path.exists() for path in self.workshop.cutter.cluster_paths()):
             shares = equal_fractions(self.config.parts.count)
             clusters = make_clusters(
                 self.config.data, self.task, self.train, shares, self.config.seed
             )
             write_clusters(self.folder / "clusters", clusters)
-
-    # -- what the machine and the nodes must know ------------------------------------------------
-
-    def round_settings(self) -> RoundSettings:
-        """The round machine's view of the config."""
-        parts, rounds = self.config.parts, self.config.rounds
-        return RoundSettings(
-            rounds=parts.rounds,
-            min_nodes=rounds.min_nodes or parts.count,
-            join_timeout_seconds=rounds.join_timeout_seconds,
-            quorum=math.ceil(rounds.quorum * parts.count),
-            deadline_seconds=rounds.deadline_seconds,
-            return_seconds=(
-                2 * rounds.heartbeat_seconds
-                if rounds.return_seconds is None
-                else rounds.return_seconds
-            ),
-            refusals=rounds.refusals,
-            handoff=self.config.handoff.enabled,
-            sticky=self.config.deterministic,
-        )
-
-    def check_profile(self, profile: NodeProfile) -> None:
-        """Raise RefusedError where a node's task or data are not the run's."""
-        if profile.task_digest != self._task_digest:
-            raise RefusedError(
-                f"this node has another version of the task {self.config.task.name} or of "
-                "partsum; install the coordinator's on it"
-            )
-        if not profile.data_digest and not self.config.data.stream:
-            raise RefusedError(
-                "this node has no copy of the training data; put it where the task looks for it, "
-                "or let the coordinator send samples with stream = true under [data]"
-            )
-        if profile.data_digest and profile.data_digest != self._data_digest:
-            raise RefusedError(
-                f"this node's training data is not the coordinator's (digest "
-                f"{profile.data_digest[:8]}, expected {self._data_digest[:8]}); copy it over, or "
-                "remove it and set stream = true under [data]"
-            )
-
-    def train_settings(self) -> TrainSettings:
-        """How nodes train."""
-        training = self.config.training
-        return TrainSettings(
-            batch_size=training.batch_size,
-            learning_rate=training.learning_rate,
-            width_lr_power=training.width_lr_power,
-            weight_decay=training.weight_decay,
-            betas=training.betas,
-            gradient_clip=training.gradient_clip,
-            warmup=training.warmup,
-            precision=training.precision,
-            aggregate=self.config.parts.aggregate,
-            deterministic=self.config.deterministic,
-        )
-
-    def assignment(self, plan: RoundPlan, index: int) -> Assignment:
-        """One part of a round as it goes to a node."""
-        planned = plan.parts[index]
-        return Assignment(
-            id=f"r{plan.round}-p{index}",
-            round=plan.round,
-            part_index=index,
-            part=planned.part,
-            seed=planned.seed,
-            start=planned.start,
-            cluster=planned.cluster,
-            samples=None,
-            first_sample=planned.first_sample,
-            num_samples=planned.num_samples,
-            progress=plan.progress,
-            settings=self.train_settings(),
-        )
 
     # -- rounds -----------------------------------------------------------------------------------
 
@@ -197,11 +120,11 @@ class Run:
         if plan is not None:
             done = await asyncio.to_thread(self._whole_updates, round)
             with self.stages.timing("plan"):
-                await asyncio.to_thread(self.workshop.restore_starts, plan)
+                await asyncio.to_thread(self.workshop.cutter.restore_starts, plan)
         else:
             with self.stages.timing("plan"):
                 workplan = await asyncio.to_thread(self.workplan, profiles)
-                plan = await asyncio.to_thread(self.workshop.plan_round, workplan, round)
+                plan = await asyncio.to_thread(self.workshop.cutter.plan_round, workplan, round)
             self.store.open_round(plan, self.opened)
         noted = self.store.fact("holders") or {}
         seen = noted.get("parts", {}) if noted.get("round") == round else {}

@@ -49,7 +49,8 @@ async def _serve(run: Run, server: grpc.aio.Server, ready: int | None) -> Summar
     host = f"[{config.host}]" if ":" in config.host else config.host  # IPv6
     address = f"{host}:{_bind(server, host, config.port)}"
     daemon = CoordinatorDaemon(run, address)
-    rpc.add_CoordinatorServiceServicer_to_server(CoordinatorService(daemon.desk), server)
+    service = CoordinatorService(daemon.desk, daemon.intake)
+    rpc.add_CoordinatorServiceServicer_to_server(service, server)
     rpc.add_OperatorServiceServicer_to_server(OperatorService(daemon), server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

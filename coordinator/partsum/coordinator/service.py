@@ -15,6 +15,7 @@ import xxhash
 
 from partsum.coordinator.daemon import CoordinatorDaemon
 from partsum.coordinator.desk import NodeDesk
+from partsum.coordinator.intake import Intake
 from partsum.coordinator.registry import Node, Session
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.protos.v1 import partsum_pb2_grpc as rpc
@@ -40,8 +41,9 @@ log = logging.getLogger(__name__)
 class CoordinatorService(rpc.CoordinatorServiceServicer):
     """What nodes call."""
 
-    def __init__(self, desk: NodeDesk) -> None:
+    def __init__(self, desk: NodeDesk, intake: Intake) -> None:
         self._desk = desk
+        self._intake = intake
 
     async def Control(
         self, request_iterator: AsyncIterator[pb.ControlRequest], context: Context
@@ -110,8 +112,8 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
     ) -> AsyncIterator[pb.PullResponse]:
         """The bytes of a blob."""
         try:
-            node = self._desk.known(request.node)
-            path = self._desk.blob_path(node, request.digest)
+            node = self._intake.known(request.node)
+            path = self._intake.blob_path(node, request.digest)
         except PartsumError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         offset = max(0, request.offset)
@@ -126,21 +128,21 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
         """How much of an update is here already."""
         try:
             node, update = self._claim(request)
-            reason = self._desk.update_wanted(node, update)
+            reason = self._intake.update_wanted(node, update)
         except UpdateRefusedError as error:
-            node = self._desk.known(request.node)
-            self._desk.refuse_update(node, wire.update_from_wire(request.update), error)
+            node = self._intake.known(request.node)
+            self._intake.refuse_update(node, wire.update_from_wire(request.update), error)
             return pb.OfferResponse(wanted=False, reason=str(error))
         except PartsumError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         if reason:
             return pb.OfferResponse(wanted=False, reason=reason)
-        spool = self._desk.spool(node, update)
+        spool = self._intake.spool(node, update)
         held = spool.stat().st_size if spool.exists() else 0
         return pb.OfferResponse(wanted=True, offset=min(held, update.blob.size_bytes))
 
     def _claim(self, request: pb.OfferRequest) -> tuple[Node, Update]:
-        return self._desk.known(request.node), wire.update_from_wire(request.update)
+        return self._intake.known(request.node), wire.update_from_wire(request.update)
 
     async def Push(
         self, request_iterator: AsyncIterator[pb.PushRequest], context: Context
@@ -154,14 +156,14 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
         update: Update | None = None
         try:
             node, update = self._claim(first.offer)
-            if reason := self._desk.update_wanted(node, update):
+            if reason := self._intake.update_wanted(node, update):
                 return pb.PushResponse(accepted=False, reason=reason)
-            spool = self._desk.spool(node, update)
+            spool = self._intake.spool(node, update)
             await self._gather(node, update, spool, requests)
-            await self._desk.take_update(node, update, spool)
+            await self._intake.take_update(node, update, spool)
         except UpdateRefusedError as error:
             assert update is not None
-            self._desk.refuse_update(node, update, error)
+            self._intake.refuse_update(node, update, error)
             return pb.PushResponse(accepted=False, reason=str(error))
         except WireError as error:
             await context.abort(grpc.StatusCode.DATA_LOSS, str(error))

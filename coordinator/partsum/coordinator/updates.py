@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from partsum.coordinator.records import PlannedPart
 from partsum.shared.errors import UpdateRefusedError, WireError
 from partsum.shared.messages import Update
+from partsum.shared.moments import moment_shapes
 from partsum.shared.part import Part, cut_module
 from partsum.shared.tensors import TensorFile
 from partsum.shared.width import Widths
@@ -19,10 +20,14 @@ from partsum.shared.width import Widths
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
-def part_shapes(shape: nn.Module, widths: Widths, part: Part) -> Shapes:
-    """Names, dtypes and shapes of a part's state dict, from a model on the meta device."""
-    state = cut_module(shape, widths, part).state_dict()
-    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+def part_shapes(shape: nn.Module, widths: Widths, part: Part, moments: bool = False) -> Shapes:
+    """Names, dtypes and shapes of an update's tensors, from a model on the meta device.
+
+    These are the part's state dict and, where they travel, AdamW's moments.
+    """
+    narrow = cut_module(shape, widths, part)
+    state = {name: (t.dtype, tuple(t.shape)) for name, t in narrow.state_dict().items()}
+    return state | (moment_shapes(narrow) if moments else {})
 
 
 def check_claim(update: Update, planned: PlannedPart, largest_bytes: int) -> None:

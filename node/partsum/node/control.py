@@ -46,7 +46,14 @@ class Finished:
     reason: str
 
 
-Incoming = Welcome | Assignment | Cancel | Refused | Finished
+@dataclass(frozen=True)
+class Quarantined:
+    """You get no more work in this run."""
+
+    reason: str
+
+
+Incoming = Welcome | Assignment | Cancel | Refused | Finished | Quarantined
 
 
 def incoming(response: pb.ControlResponse) -> Incoming:
@@ -62,6 +69,8 @@ def incoming(response: pb.ControlResponse) -> Incoming:
             return Refused(response.refused.reason, response.refused.retry)
         case "finished":
             return Finished(response.finished.reason)
+        case "quarantined":
+            return Quarantined(response.quarantined.reason)
     raise WireError("the coordinator said something unknown; update partsum on this node")
 
 

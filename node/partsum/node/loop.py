@@ -175,6 +175,12 @@ class Node:
                 if retry:
                     raise UnreachableError(f"the coordinator says: {reason}")
                 raise RefusedError(f"the coordinator at {self._client.address} says: {reason}")
+            case control.Quarantined(reason):
+                log.error(
+                    "the coordinator gives this node no more work in this run: %s. It stays "
+                    "connected; see above what failed, and mend it before the next run",
+                    reason,
+                )
             case control.Finished(reason):
                 if not self._ended.done():
                     self._ended.set_result(reason)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from partsum.shared.errors import WireError
 from partsum.shared.messages import Part
+from partsum.shared.moments import is_moment
 from partsum.shared.part import cut_module, fresh_module, index_map
-from partsum.shared.tensors import load_tensors
+from partsum.shared.tensors import TensorFile
 from partsum.shared.width import Widths, find_widths
 
 
@@ -104,7 +105,9 @@ def _empty_on_cpu(module: nn.Module) -> nn.Module:
 
 def _load(module: nn.Module, start: Path) -> None:
     try:
-        module.load_state_dict(load_tensors(start), strict=True)
+        with TensorFile(start) as file:
+            weights = {name: file.read(name) for name in file.tensors if not is_moment(name)}
+        module.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise WireError(
             f"the weights to start from do not fit this part: {error}. Coordinator and node must "

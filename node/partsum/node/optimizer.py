@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import xxhash
 from torch import Tensor, nn
 
 from partsum.node.model import PartModel
 from partsum.shared.messages import Part, TrainSettings
+from partsum.shared.moments import MOMENTS, is_moment, moment_shapes, part_digest
 from partsum.shared.tensors import TensorFile, save_tensors
-
-_STEP = "step"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def make_optimizer(
@@ -54,12 +49,18 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def save_moments(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, part: Part
 ) -> None:
-    """Write the moments and step counts of all parameters, atomically."""
-    tensors: dict[str, Tensor] = {}
+    """Write `moments` to a file of their own, atomically."""
+    tensors = moments(module, optimizer)
+    save_tensors(path, tensors, {"part": part_digest(part)}, durable=False)
+
+
+def moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The moments and step counts of all parameters, named as in `moment_shapes`."""
+    found = {name: torch.zeros(s, dtype=d) for name, (d, s) in moment_shapes(module).items()}
     for name, parameter in module.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}/{key}"] = value
-    save_tensors(path, tensors, {"part": part_digest(part)}, durable=False)
+            found[f"{name}/{key}"] = value
+    return found
 
 
 def load_moments(
@@ -73,18 +74,13 @@ def load_moments(
         f"{name}/{key}": (parameter, key)
         for name, parameter in module.named_parameters()
         if parameter.requires_grad
-        for key in (_STEP, *_MOMENTS)
+        for key in MOMENTS
     }
     with TensorFile(path) as file:
-        if file.metadata.get("part") != part_digest(part) or set(file.tensors) - set(parameters):
+        found = [name for name in file.tensors if is_moment(name)]
+        if file.metadata.get("part") != part_digest(part) or set(found) - set(parameters):
             return False
-        for name in file.tensors:
+        for name in found:
             parameter, key = parameters[name]
             optimizer.state[parameter][key] = file.read(name).to(parameter.device)
     return True
-
-
-def part_digest(part: Part) -> str:
-    """A name for the part's units."""
-    units: Mapping[str, object] = {name: list(kept) for name, kept in part.units.items()}
-    return xxhash.xxh3_128_hexdigest(json.dumps(units, sort_keys=True).encode())

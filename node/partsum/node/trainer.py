@@ -14,9 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from partsum.node.model import PartModel, build_part
-from partsum.node.optimizer import load_moments, make_optimizer, save_moments, set_rate
+from partsum.node.optimizer import (
+    load_moments,
+    make_optimizer,
+    moments,
+    save_moments,
+    set_rate,
+)
 from partsum.shared.errors import PartsumError
 from partsum.shared.messages import Assignment, Blob, Progress, Update
+from partsum.shared.moments import part_digest
 from partsum.shared.schedule import rate
 from partsum.shared.task import Samples, Task, gather, walk
 from partsum.shared.tensors import save_tensors
@@ -95,8 +102,9 @@ def train(
         model = build_part(task.model, a.part, a.seed, job.start)
         model.module.to(job.device).train()
         optimizer = make_optimizer(model, a.settings, job.device)
-        if job.optimizer is not None and a.settings.aggregate == "weights":
-            load_moments(job.optimizer, model.module, optimizer, a.part)
+        source = job.start if a.settings.carry_moments else job.optimizer
+        if source is not None and a.settings.aggregate == "weights":
+            load_moments(source, model.module, optimizer, a.part)
         tally = Tally(a, clock)
         for indices in walk(
             a.seed, job.cluster, a.first_sample, a.num_samples, a.settings.batch_size
@@ -203,19 +211,23 @@ class Tally:
 def _write(job: Job, model: PartModel, optimizer: torch.optim.Optimizer, tally: Tally) -> Trained:
     a = job.assignment
     tensors = dict(model.module.state_dict())
-    moments: Path | None = None
+    beside: Path | None = None
+    metadata: dict[str, str] = {}
     if a.settings.aggregate == "gradients":
         for name, parameter in model.module.named_parameters(remove_duplicate=False):
             grad = parameter.grad
             tensors[name] = torch.zeros_like(parameter) if grad is None else grad
+    elif a.settings.carry_moments:
+        tensors |= moments(model.module, optimizer)
+        metadata["part"] = part_digest(a.part)
     elif a.num_samples:
-        moments = job.output.with_name(f"{job.output.name}.optimizer")
-        save_moments(moments, model.module, optimizer, a.part)
+        beside = job.output.with_name(f"{job.output.name}.optimizer")
+        save_moments(beside, model.module, optimizer, a.part)
     seconds = tally.seconds  # reading the losses has waited for the device
-    digest = save_tensors(job.output, tensors, durable=False)
+    digest = save_tensors(job.output, tensors, metadata, durable=False)
     blob = Blob(digest, job.output.stat().st_size)
     update = _update(a, tally, blob, _peak_memory(job.device), seconds)
-    return Trained(update, job.output, moments)
+    return Trained(update, job.output, beside)
 
 
 def _update(

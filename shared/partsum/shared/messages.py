@@ -72,6 +72,7 @@ class TrainSettings:
     precision: Literal["float32", "bfloat16"]
     aggregate: Literal["weights", "gradients"]
     deterministic: bool
+    carry_moments: bool = False  # the update's file holds AdamW's moments beside the weights
 
 
 @dataclass(frozen=True)

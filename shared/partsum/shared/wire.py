@@ -13,7 +13,7 @@ from partsum.shared import messages as m
 from partsum.shared.errors import WireError
 from partsum.shared.messages import Part
 
-PROTOCOL = 1  # raised when old and new can no longer talk
+PROTOCOL = 2  # raised when old and new can no longer talk
 
 Name = TypeVar("Name", bound=str)
 
@@ -87,6 +87,7 @@ def settings_to_wire(settings: m.TrainSettings) -> pb.TrainSettings:
         precision=_PRECISIONS[settings.precision],
         aggregate=_AGGREGATES[settings.aggregate],
         deterministic=settings.deterministic,
+        carry_moments=settings.carry_moments,
     )
 
 
@@ -103,6 +104,7 @@ def settings_from_wire(settings: pb.TrainSettings) -> m.TrainSettings:
         precision=_known(_PRECISIONS, settings.precision, "precision"),
         aggregate=_known(_AGGREGATES, settings.aggregate, "aggregate"),
         deterministic=settings.deterministic,
+        carry_moments=settings.carry_moments,
     )
 
 

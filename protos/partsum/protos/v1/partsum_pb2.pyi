@@ -216,6 +216,7 @@ class ControlResponse(google.protobuf.message.Message):
     CANCEL_FIELD_NUMBER: builtins.int
     REFUSED_FIELD_NUMBER: builtins.int
     FINISHED_FIELD_NUMBER: builtins.int
+    QUARANTINED_FIELD_NUMBER: builtins.int
     @property
     def welcome(self) -> Global___Welcome: ...
     @property
@@ -226,6 +227,8 @@ class ControlResponse(google.protobuf.message.Message):
     def refused(self) -> Global___Refused: ...
     @property
     def finished(self) -> Global___Finished: ...
+    @property
+    def quarantined(self) -> Global___Quarantined: ...
     def __init__(
         self,
         *,
@@ -234,10 +237,11 @@ class ControlResponse(google.protobuf.message.Message):
         cancel: Global___Cancel | None = ...,
         refused: Global___Refused | None = ...,
         finished: Global___Finished | None = ...,
+        quarantined: Global___Quarantined | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["assignment", b"assignment", "cancel", b"cancel", "finished", b"finished", "kind", b"kind", "refused", b"refused", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "cancel", b"cancel", "finished", b"finished", "kind", b"kind", "refused", b"refused", "welcome", b"welcome"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "assignment", "cancel", "refused", "finished"] | None: ...
+    def HasField(self, field_name: typing.Literal["assignment", b"assignment", "cancel", b"cancel", "finished", b"finished", "kind", b"kind", "quarantined", b"quarantined", "refused", b"refused", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "cancel", b"cancel", "finished", b"finished", "kind", b"kind", "quarantined", b"quarantined", "refused", b"refused", "welcome", b"welcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "assignment", "cancel", "refused", "finished", "quarantined"] | None: ...
 
 Global___ControlResponse: typing_extensions.TypeAlias = ControlResponse
 
@@ -423,6 +427,7 @@ class TrainSettings(google.protobuf.message.Message):
     PRECISION_FIELD_NUMBER: builtins.int
     AGGREGATE_FIELD_NUMBER: builtins.int
     DETERMINISTIC_FIELD_NUMBER: builtins.int
+    CARRY_MOMENTS_FIELD_NUMBER: builtins.int
     batch_size: builtins.int
     learning_rate: builtins.float
     width_lr_power: builtins.float
@@ -434,6 +439,8 @@ class TrainSettings(google.protobuf.message.Message):
     precision: Global___Precision.ValueType
     aggregate: Global___Aggregate.ValueType
     deterministic: builtins.bool
+    carry_moments: builtins.bool
+    """the update's file holds the optimizer's moments too"""
     def __init__(
         self,
         *,
@@ -448,8 +455,9 @@ class TrainSettings(google.protobuf.message.Message):
         precision: Global___Precision.ValueType = ...,
         aggregate: Global___Aggregate.ValueType = ...,
         deterministic: builtins.bool = ...,
+        carry_moments: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["aggregate", b"aggregate", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "deterministic", b"deterministic", "gradient_clip", b"gradient_clip", "learning_rate", b"learning_rate", "precision", b"precision", "warmup", b"warmup", "weight_decay", b"weight_decay", "width_lr_power", b"width_lr_power"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aggregate", b"aggregate", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "carry_moments", b"carry_moments", "deterministic", b"deterministic", "gradient_clip", b"gradient_clip", "learning_rate", b"learning_rate", "precision", b"precision", "warmup", b"warmup", "weight_decay", b"weight_decay", "width_lr_power", b"width_lr_power"]) -> None: ...
 
 Global___TrainSettings: typing_extensions.TypeAlias = TrainSettings
 
@@ -494,6 +502,23 @@ class Refused(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["reason", b"reason", "retry", b"retry"]) -> None: ...
 
 Global___Refused: typing_extensions.TypeAlias = Refused
+
+@typing.final
+class Quarantined(google.protobuf.message.Message):
+    """"You get no more work in this run, because ..." The node says so to its user and stays."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: builtins.int
+    reason: builtins.str
+    def __init__(
+        self,
+        *,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["reason", b"reason"]) -> None: ...
+
+Global___Quarantined: typing_extensions.TypeAlias = Quarantined
 
 @typing.final
 class Finished(google.protobuf.message.Message):

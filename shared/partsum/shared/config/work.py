@@ -1,35 +1,12 @@
-"""The run's configuration: TOML into frozen models, and what is wrong said in words.
-
-Each field is followed by what it does; docs/configuration.md is generated from these lines.
-"""
+"""What a run does: its task and data, its parts, how they are trained, and the hand-off."""
 
 from __future__ import annotations
 
-import difflib
-import tomllib
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, model_validator
 
-from partsum.shared.errors import ConfigError
-
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A table of run.toml: frozen, strict about types, closed to unknown keys."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
+from partsum.shared.config.section import Fraction, NotNegative, Positive, Section
 
 
 class TaskConfig(Section):
@@ -37,7 +14,7 @@ class TaskConfig(Section):
 
     name: str = "partsum.shared.tasks:digits"
     """The task, as package.module:function. Nodes must have the same one installed."""
-    options: dict[str, int | float | str | bool | list[int]] = {}
+    options: dict[str, int | float | str | bool | list[int]] = Field(default_factory=dict)
     """Keyword arguments of the task function."""
 
 
@@ -75,6 +52,10 @@ class PartsConfig(Section):
     aggregate: Literal["weights", "gradients"] = "weights"
     """weights: merge what nodes trained; gradients: merge mean gradients, step on the
     coordinator."""
+    moments: Literal["local", "travel"] = "local"
+    """Mode block: AdamW's moments stay on the node that trains the part (a part that moves to
+    another node begins with none), or travel with it: three times the bytes, and any node goes on
+    exactly where another was."""
     gradient_batches: Positive = 8
     """With `aggregate = "gradients"`: batches whose mean gradient makes one update."""
     evaluate_every: Annotated[int, Field(ge=0)] = 1
@@ -92,15 +73,21 @@ class PartsConfig(Section):
                     f"fractions add up to {sum(self.fractions):g}; complementary parts must keep "
                     "the whole width between them, so they have to add up to 1"
                 )
-        if self.aggregate == "gradients" and self._is_block:
+        if self.aggregate == "gradients" and self.is_block:
             raise ValueError(
                 'aggregate = "gradients" needs mode = "residual" or planner = "full": in mode '
                 '"block" parts share no parameters, so there is no gradient to add up'
             )
+        if self.moments == "travel" and not self.is_block:
+            raise ValueError(
+                'moments = "travel" needs mode = "block": elsewhere a part is cut anew from the '
+                "merged base each round, and its moments would be of other weights"
+            )
         return self
 
     @property
-    def _is_block(self) -> bool:
+    def is_block(self) -> bool:
+        """Whether every width axis is sliced, once and for all."""
         return self.planner == "complement" and self.mode == "block"
 
 
@@ -149,9 +136,14 @@ class RoundsConfig(Section):
     """Nodes say this often that they live; three missed and the node counts as gone."""
     return_seconds: NotNegative | None = None
     """A lost node's part waits this long for it before another may take it; by default two
-    heartbeats. A node that is back in time goes on exactly where it was."""
+    heartbeats, or 60 seconds where that node alone has the part's moments and the run is
+    deterministic. A node that is back in time goes on exactly where it was."""
+    backup_after: NotNegative = 2.0
+    """Once half of a round's parts are in, one that takes longer than this many times their median
+    goes to an idle node too, and the first to deliver counts; 0 never. Not in a deterministic run
+    whose moments stay with their nodes: the second node would send other bytes."""
     refusals: Positive = 3
-    """After this many refused or failed updates in a row a node gets no more work."""
+    """After this many refused or failed updates in a row a node is quarantined: no more work."""
 
 
 class HandoffConfig(Section):
@@ -177,124 +169,11 @@ class HandoffConfig(Section):
     """A DeepSpeed JSON file of your own, taken as it is; relative to run.toml."""
     checkpoint_every_steps: Positive = 200
     """Steps between DeepSpeed checkpoints; a killed hand-off goes on from the newest."""
+    restarts: Annotated[int, Field(ge=0)] = 3
+    """A job that dies is started again from its newest checkpoint, but at most this many times in a
+    row without getting any further."""
     evaluations: Annotated[int, Field(ge=0)] = 4
     """How often the hand-off evaluates on its way, beside once at its end."""
     norms: Literal["plain", "grouped"] = "plain"
     """Mode block: layer norms over the whole width, as in your model, or over each part's slice, as
     trained (0.3-0.8 points better for a small ViT, but then part of the final model)."""
-
-
-class ServerConfig(Section):
-    """Where the coordinator listens."""
-
-    host: str = "127.0.0.1"
-    """Address to listen on. Other than loopback needs `insecure = true` for now."""
-    port: Annotated[int, Field(ge=0, le=65535)] = 50061
-    """gRPC port for nodes and operators; 0 takes a free one."""
-    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9464
-    """HTTP port for /metrics and /healthz; 0 takes a free one."""
-    insecure: bool = False
-    """Listen beyond loopback without any authentication. Only on a network you trust."""
-
-    @model_validator(mode="after")
-    def _loopback_or_said(self) -> ServerConfig:
-        if self.host not in {"127.0.0.1", "localhost", "::1"} and not self.insecure:
-            raise ValueError(
-                f"host = {self.host!r} can be reached by others, who could then fetch the model. "
-                "Keep 127.0.0.1 and let nodes in by an SSH tunnel or VPN, or say insecure = true "
-                "on a network that you trust"
-            )
-        return self
-
-
-class RunConfig(Section):
-    """A whole run."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "run"
-    """The run's name, part of its folder's name."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """All randomness comes from this number."""
-    deterministic: bool = True
-    """Same seed, same bytes: deterministic algorithms, updates merged in a fixed order."""
-    folder: str = "runs"
-    """Where run folders are made; relative to where the coordinator starts."""
-    keep_bases: Annotated[int, Field(ge=0)] = 3
-    """How many of the newest base versions to keep; 0 keeps all."""
-    task: TaskConfig = TaskConfig()
-    data: DataConfig = DataConfig()
-    parts: PartsConfig = PartsConfig()
-    training: TrainingConfig = TrainingConfig()
-    rounds: RoundsConfig = RoundsConfig()
-    handoff: HandoffConfig = HandoffConfig()
-    server: ServerConfig = ServerConfig()
-
-    @model_validator(mode="after")
-    def _quorum_of_nodes(self) -> RunConfig:
-        if not self.handoff.enabled and self.parts.rounds == 0:
-            raise ValueError("parts.rounds is 0 and handoff.enabled is false: nothing to do")
-        return self
-
-
-def load_config(path: Path) -> RunConfig:
-    """Read a run.toml.
-
-    Raises:
-        ConfigError: no such file, not TOML, an unknown key (the nearest right one is named), or a
-            value that cannot be used. All that is wrong is said at once.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"cannot read the config {path}: {reason}") from error
-    return parse_config(text, source=str(path))
-
-
-def parse_config(text: str, source: str = "run.toml") -> RunConfig:
-    """Parse the text of a run.toml; ``source`` names it in errors. Raises ConfigError."""
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source} is not valid TOML: {error}") from error
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        lines = sorted({_explain(problem) for problem in error.errors(include_url=False)})
-        raise ConfigError(f"{source} cannot be used:\n  " + "\n  ".join(lines)) from error
-
-
-def _explain(problem: ErrorDetails) -> str:
-    """One pydantic problem as a line for a person."""
-    location = _keys(problem["loc"])
-    where = ".".join(location) or "the file"
-    if problem["type"] == "extra_forbidden":
-        section = _section_at(location[:-1])
-        known = list(section.model_fields) if section else []
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-        return f"{where}: unknown key; {hint}"
-    if problem["type"] == "value_error":
-        return f"{where}: {problem['ctx']['error']}"
-    return f"{where}: {problem['msg']} (got {problem['input']!r})"
-
-
-def _keys(location: tuple[int | str, ...]) -> list[str]:
-    """The TOML keys of a pydantic location, without the names of types that it ends in."""
-    keys: list[str] = []
-    for name in map(str, location):
-        table = _section_at(keys)
-        if table is None and keys[-1] != "options":
-            break
-        keys.append(name)
-    return keys
-
-
-def _section_at(location: list[str]) -> type[BaseModel] | None:
-    """The table at ``location``; None where there is a value."""
-    section: type[BaseModel] = RunConfig
-    for name in location:
-        inner = section.model_fields[name].annotation if name in section.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return None
-        section = inner
-    return section

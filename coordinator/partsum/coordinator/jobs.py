@@ -1,0 +1,121 @@
+"""Who works on which part of a round, and who should: plain state and pure functions of it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class Member:
+    """A node as the machine sees it."""
+
+    state: Literal["idle", "busy", "gone", "benched"] = "idle"
+    failures: int = 0  # in a row
+
+
+@dataclass
+class Job:
+    """A part of the current round."""
+
+    state: Literal["pending", "assigned", "in"] = "pending"
+    node: str = ""  # who has it, or had it last
+    backup: str = ""  # who trains a second copy, because ``node`` is slow
+    hold_until: float = 0.0  # until then only ``node`` may take it
+    given_at: float = 0.0
+    took: float | None = None  # seconds, from its last assignment to its update
+    failures: int = 0  # of the node that delivered it, in a row, before it did
+    failed_on: set[str] = field(default_factory=set)
+
+    def held_by(self, node: str) -> bool:
+        """Whether the node works on it."""
+        return self.state == "assigned" and node in {self.node, self.backup}
+
+    def holders(self) -> list[str]:
+        """Who works on it."""
+        return [n for n in (self.node, self.backup) if n] if self.state == "assigned" else []
+
+    def drop(self, node: str, hold_until: float) -> None:
+        """One of its holders is lost; the other goes on, or the part is free again."""
+        if node == self.backup:
+            self.backup = ""
+        elif self.backup:
+            self.node, self.backup = self.backup, ""
+        else:
+            self.state, self.hold_until = "pending", hold_until
+
+
+def deal(
+    jobs: Mapping[int, Job], members: Mapping[str, Member], sticky: bool, now: float
+) -> list[tuple[str, int]]:
+    """Pending parts to idle nodes: first to who had them, then to whoever is free.
+
+    ``sticky``: a part waits for the node that has its moments, though others are idle.
+    """
+    given: list[tuple[str, int]] = []
+    free = idle(members)
+    living = set(alive(members))
+    pending = {part: job for part, job in jobs.items() if job.state == "pending"}
+    for part, job in list(pending.items()):
+        if job.node in free and job.node not in job.failed_on:
+            given.append((job.node, part))
+            free.remove(job.node)
+            del pending[part]
+    reserved = {job.node for job in pending.values()}
+    for part, job in pending.items():
+        waits = sticky and job.node in living - job.failed_on
+        if waits or job.hold_until > now:
+            continue
+        # A node that failed this part gets it again only where all the others did too.
+        tried = job.failed_on if living - job.failed_on else set()
+        if able := [node for node in free if node not in tried]:
+            # A node that another pending part waits for comes last.
+            node = min(able, key=lambda name: (name in reserved, name))
+            given.append((node, part))
+            free.remove(node)
+    return given
+
+
+def slow_parts(jobs: Mapping[int, Job], factor: float) -> dict[int, float]:
+    """Parts that one node works on, and when each is late enough for a second one.
+
+    Late is ``factor`` times the median of what the round's other parts took, once at least half of
+    them are in (the backup tasks of MapReduce, Dean and Ghemawat 2004).
+    """
+    took = [job.took for job in jobs.values() if job.took is not None]
+    if not factor or 2 * len(took) < len(jobs):
+        return {}
+    patience = factor * statistics.median(took)
+    return {
+        part: job.given_at + patience
+        for part, job in jobs.items()
+        if job.state == "assigned" and not job.backup
+    }
+
+
+def deal_backups(
+    jobs: Mapping[int, Job], members: Mapping[str, Member], factor: float, now: float
+) -> list[tuple[str, int]]:
+    """Second copies of the slowest parts, the latest first, to nodes that nobody else needs."""
+    if any(job.state == "pending" for job in jobs.values()):
+        return []
+    given: list[tuple[str, int]] = []
+    free = idle(members)
+    for part, late_at in sorted(slow_parts(jobs, factor).items(), key=lambda item: item[1]):
+        able = [node for node in free if node not in jobs[part].failed_on]
+        if late_at <= now and able:
+            given.append((able[0], part))
+            free.remove(able[0])
+    return given
+
+
+def alive(members: Mapping[str, Member]) -> list[str]:
+    """Nodes that are connected and get work."""
+    return sorted(name for name, m in members.items() if m.state in {"idle", "busy"})
+
+
+def idle(members: Mapping[str, Member]) -> list[str]:
+    """Nodes that could begin at once."""
+    return [name for name in alive(members) if members[name].state == "idle"]

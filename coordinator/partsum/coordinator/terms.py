@@ -1,0 +1,98 @@
+"""A run's terms: what its config asks of the round machine and of its nodes. Pure."""
+
+from __future__ import annotations
+
+import math
+
+from partsum.coordinator.events import RoundSettings
+from partsum.coordinator.records import RoundPlan
+from partsum.shared.config import RunConfig
+from partsum.shared.errors import RefusedError
+from partsum.shared.messages import Assignment, NodeProfile, TrainSettings
+
+
+def round_settings(config: RunConfig) -> RoundSettings:
+    """The round machine's view of the config."""
+    parts, rounds = config.parts, config.rounds
+    return RoundSettings(
+        rounds=parts.rounds,
+        min_nodes=rounds.min_nodes or parts.count,
+        join_timeout_seconds=rounds.join_timeout_seconds,
+        quorum=math.ceil(rounds.quorum * parts.count),
+        deadline_seconds=rounds.deadline_seconds,
+        return_seconds=_return_seconds(config),
+        backup_after=rounds.backup_after,
+        refusals=rounds.refusals,
+        handoff=config.handoff.enabled,
+        sticky=needs_its_node(config),
+    )
+
+
+def needs_its_node(config: RunConfig) -> bool:
+    """Whether only the node that trained a part before can go on with the same bytes."""
+    parts = config.parts
+    return config.deterministic and parts.is_block and parts.moments == "local"
+
+
+def _return_seconds(config: RunConfig) -> float:
+    if config.rounds.return_seconds is not None:
+        return config.rounds.return_seconds
+    return 60.0 if needs_its_node(config) else 2 * config.rounds.heartbeat_seconds
+
+
+def check_profile(config: RunConfig, digests: tuple[str, str], profile: NodeProfile) -> None:
+    """Raise RefusedError where a node's task or data are not the run's (``digests``, in order)."""
+    task_digest, data_digest = digests
+    if profile.task_digest != task_digest:
+        raise RefusedError(
+            f"this node has another version of the task {config.task.name} or of "
+            "partsum; install the coordinator's on it"
+        )
+    if not profile.data_digest and not config.data.stream:
+        raise RefusedError(
+            "this node has no copy of the training data; put it where the task looks for it, "
+            "or let the coordinator send samples with stream = true under [data]"
+        )
+    if profile.data_digest and profile.data_digest != data_digest:
+        raise RefusedError(
+            f"this node's training data is not the coordinator's (digest "
+            f"{profile.data_digest[:8]}, expected {data_digest[:8]}); copy it over, or "
+            "remove it and set stream = true under [data]"
+        )
+
+
+def train_settings(config: RunConfig) -> TrainSettings:
+    """How nodes train."""
+    training = config.training
+    return TrainSettings(
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        width_lr_power=training.width_lr_power,
+        weight_decay=training.weight_decay,
+        betas=training.betas,
+        gradient_clip=training.gradient_clip,
+        warmup=training.warmup,
+        precision=training.precision,
+        aggregate=config.parts.aggregate,
+        deterministic=config.deterministic,
+        carry_moments=config.parts.moments == "travel",
+    )
+
+
+def assignment(config: RunConfig, plan: RoundPlan, index: int) -> Assignment:
+    """One part of a round as it goes to a node."""
+    planned = plan.parts[index]
+    return Assignment(
+        id=f"r{plan.round}-p{index}",
+        round=plan.round,
+        part_index=index,
+        part=planned.part,
+        seed=planned.seed,
+        start=planned.start,
+        cluster=planned.cluster,
+        samples=None,
+        first_sample=planned.first_sample,
+        num_samples=planned.num_samples,
+        progress=plan.progress,
+        settings=train_settings(config),
+    )

@@ -1,0 +1,33 @@
+"""The run's configuration: TOML into frozen models, and what is wrong said in words.
+
+Each field is followed by what it does; docs/configuration.md is generated from these lines.
+"""
+
+from partsum.shared.config.run import RunConfig
+from partsum.shared.config.section import Section
+from partsum.shared.config.text import load_config, parse_config
+from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
+from partsum.shared.config.work import (
+    DataConfig,
+    HandoffConfig,
+    PartsConfig,
+    RoundsConfig,
+    TaskConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "DataConfig",
+    "HandoffConfig",
+    "MergeConfig",
+    "PartsConfig",
+    "PrivacyConfig",
+    "RoundsConfig",
+    "RunConfig",
+    "Section",
+    "ServerConfig",
+    "TaskConfig",
+    "TrainingConfig",
+    "load_config",
+    "parse_config",
+]

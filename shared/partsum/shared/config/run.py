@@ -1,0 +1,63 @@
+"""A whole run.toml."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from partsum.shared.config.section import Section
+from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
+from partsum.shared.config.work import (
+    DataConfig,
+    HandoffConfig,
+    PartsConfig,
+    RoundsConfig,
+    TaskConfig,
+    TrainingConfig,
+)
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "run"
+    """The run's name, part of its folder's name."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """All randomness comes from this number."""
+    deterministic: bool = True
+    """Same seed, same bytes: deterministic algorithms, updates merged in a fixed order."""
+    folder: str = "runs"
+    """Where run folders are made; relative to where the coordinator starts."""
+    keep_bases: Annotated[int, Field(ge=0)] = 3
+    """How many of the newest base versions to keep; 0 keeps all."""
+    task: TaskConfig = TaskConfig()
+    data: DataConfig = DataConfig()
+    parts: PartsConfig = PartsConfig()
+    training: TrainingConfig = TrainingConfig()
+    rounds: RoundsConfig = RoundsConfig()
+    merge: MergeConfig = MergeConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    handoff: HandoffConfig = HandoffConfig()
+    server: ServerConfig = ServerConfig()
+
+    @model_validator(mode="after")
+    def _quorum_of_nodes(self) -> RunConfig:
+        if not self.handoff.enabled and self.parts.rounds == 0:
+            raise ValueError("parts.rounds is 0 and handoff.enabled is false: nothing to do")
+        return self
+
+    @model_validator(mode="after")
+    def _overlap_where_it_is_needed(self) -> RunConfig:
+        wants = {
+            f'merge.rule = "{self.merge.rule}"': self.merge.rule != "mean",
+            "privacy.noise_multiplier": self.privacy.noise_multiplier > 0,
+            "privacy.secure_aggregation": self.privacy.secure_aggregation,
+        }
+        for what, wanted in wants.items():
+            if wanted and self.parts.is_block:
+                raise ValueError(
+                    f"{what} needs parts that overlap, in mode block each weight comes from one "
+                    'node alone: set parts.mode = "residual" or parts.planner = "full"'
+                )
+        return self
