@@ -65,7 +65,8 @@ def _part_figures(
     config: RunConfig, part: Part, cost: Cost, base: Base, total: int
 ) -> dict[str, float]:
     parts = config.parts
-    block = parts.planner == "complement" and parts.mode == "block"
+    block = parts.is_block
+    travels = 3 if parts.moments == "travel" else 1  # AdamW has two moments for each weight
     samples = parts.rounds * parts.local_epochs * total / parts.count
     return {
         "fraction": part.fraction(base.widths),
@@ -73,7 +74,7 @@ def _part_figures(
         "flops": samples * cost.flops_per_sample,
         # Mode block downloads nothing: a part starts from its seed and stays on its node.
         "bytes_down_per_round": 0 if block else cost.state_bytes,
-        "bytes_up_per_round": cost.state_bytes,
+        "bytes_up_per_round": travels * cost.state_bytes,
         "memory_bytes": cost.memory_bytes,
     }
 
