@@ -16,7 +16,7 @@ from partsum.coordinator.records import RoundPlan
 from partsum.coordinator.registry import Node, Registry, Session
 from partsum.coordinator.rounds import RoundMachine
 from partsum.coordinator.run import Run
-from partsum.coordinator.terms import assignment, check_profile
+from partsum.coordinator.terms import assignment, check_profile, needs_its_node
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared import wire
 from partsum.shared.errors import RefusedError, StateError
@@ -70,6 +70,15 @@ class NodeDesk:
         node.rest("receiving")
         node.part, node.assigned_samples = part, round.plan.parts[part].num_samples
         node.assigned_at = self._run.clock.now()
+        planned = round.plan.parts[part]
+        if needs_its_node(self._run.config) and planned.start and planned.holder != name:
+            text = (
+                f"part {part} goes to {name}, but its moments are with "
+                f"{planned.holder or 'another node'}: the weights will not be those of an "
+                "undisturbed run"
+            )
+            log.warning("%s", text)
+            self.note("moved", text, name, part)
         self._run.note_holder(round.plan.round, part, name)
 
     async def deliver(self, name: str, part: int) -> None:
