@@ -10,6 +10,7 @@ import pytest
 from partsum.coordinator.report import render_report
 from partsum.coordinator.summary import (
     HandoffPoint,
+    IncidentSummary,
     NodeSummary,
     PhaseSummary,
     RefusalSummary,
@@ -213,6 +214,16 @@ def test_partial_rounds_and_refused_updates_are_shown_with_their_reasons() -> No
     assert "node barn went away" in text
     assert "refused part 0 of attic (not_finite)" in text
     assert "layers.3.weight holds NaN" in text
+
+
+def test_every_incident_is_told_with_its_node_and_its_reason() -> None:
+    calm = a_summary()
+    assert "Incidents" not in read(render_report(calm)).text
+    what = {"seconds": 61.0, "kind": "gone", "node": "attic", "part": -1, "text": "it went <away>"}
+    told = calm.model_copy(update={"incidents": (IncidentSummary.model_validate(what),)})
+    text = read(render_report(told)).text
+    for said in ("Incidents", "gone", "attic", "it went <away>"):
+        assert said in text
 
 
 def test_averaging_the_full_model_is_not_called_a_saving() -> None:

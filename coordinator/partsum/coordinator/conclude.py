@@ -13,6 +13,7 @@ from partsum.coordinator.report import render_report
 from partsum.coordinator.run import Run
 from partsum.coordinator.summary import (
     HandoffPoint,
+    IncidentSummary,
     NodeSummary,
     PhaseSummary,
     RefusalSummary,
@@ -25,6 +26,8 @@ from partsum.coordinator.summary import (
     write_summary,
 )
 from partsum.shared.part import WHOLE
+
+_INCIDENTS = 500  # a page that people read
 
 Outcome = Literal["finished", "stopped", "failed"]
 
@@ -70,6 +73,10 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
             for step, at, body in store.curve()
         ),
         nodes=_nodes(run, registry),
+        incidents=tuple(
+            IncidentSummary(seconds=at, kind=kind, node=node, part=part, text=text)
+            for at, kind, node, part, text in store.events()[-_INCIDENTS:]
+        ),
         base_parameters=whole.parameters,
         part_parameters=_part_parameters(run, plan),
         part_fractions=tuple((store.fact("workplan") or {}).get("fractions", ())),

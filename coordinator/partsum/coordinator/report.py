@@ -26,6 +26,7 @@ from partsum.coordinator.report_svg import element, escape
 from partsum.coordinator.report_tables import (
     config_text,
     folded,
+    incident_table,
     meter,
     node_table,
     phase_table,
@@ -47,6 +48,7 @@ def render_report(summary: Summary) -> str:
         _traffic(summary),
         _parts(summary),
         _tables(summary),
+        incident_table(summary),
         _config(summary),
         "<footer>Written by partsum. All figures are in summary.json beside this file.</footer>",
     )

@@ -101,6 +101,25 @@ def trouble_table(summary: Summary) -> str:
     return element("h3", "What went wrong") + table(("round", "what", "why"), rows, words=(1, 2))
 
 
+def incident_table(summary: Summary) -> str:
+    """All that happened beside the plan: nodes that went, assignments that failed, and so on."""
+    if not summary.incidents:
+        return ""
+    heads = ("at", "what", "node", "part", "said")
+    rows = [
+        (
+            seconds_text(incident.seconds),
+            incident.kind,
+            incident.node,
+            str(incident.part) if incident.part >= 0 else "",
+            incident.text,
+        )
+        for incident in summary.incidents
+    ]
+    drawn = table(heads, rows, words=(1, 2, 4))
+    return element("h2", "Incidents") + folded(len(rows), "incidents", drawn)
+
+
 def _troubles(record: RoundSummary) -> Iterator[tuple[str, str, str]]:
     """What went wrong in a round: its number, what, and why."""
     if record.missing_parts:

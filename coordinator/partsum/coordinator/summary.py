@@ -168,6 +168,21 @@ class HandoffPoint(Record):
     """On validation data; null: not evaluated at this step."""
 
 
+class IncidentSummary(Record):
+    """Something that happened beside the plan."""
+
+    seconds: float
+    """When."""
+    kind: str
+    """gone, failed, benched, partial, moved, refused:KIND, ..."""
+    node: str
+    """Whose; empty where it is no node's."""
+    part: int
+    """Of which part; -1 where of none."""
+    text: str
+    """What, in a sentence."""
+
+
 class Summary(Record):
     """A run, from its config to its final checkpoint."""
 
@@ -201,6 +216,8 @@ class Summary(Record):
     """The hand-off's curve, in order."""
     nodes: tuple[NodeSummary, ...] = ()
     """Every node that took part."""
+    incidents: tuple[IncidentSummary, ...] = ()
+    """What happened beside the plan, in order of time; of very many the newest."""
     base_parameters: int
     """Parameters of the base."""
     part_parameters: tuple[int, ...] = ()
