@@ -79,6 +79,12 @@ class NodeDesk:
             )
             log.warning("%s", text)
             self.note("moved", text, name, part)
+        slow = self._machine.jobs[part].node
+        if slow != name:
+            text = f"part {part} takes {slow} long; a second copy goes to {name}"
+            log.info("%s", text)
+            self.note("backup", text, name, part)
+            return
         self._run.note_holder(round.plan.round, part, name)
 
     async def deliver(self, name: str, part: int) -> None:
