@@ -68,6 +68,9 @@ class ControlRequest(google.protobuf.message.Message):
     HEARTBEAT_FIELD_NUMBER: builtins.int
     PROGRESS_FIELD_NUMBER: builtins.int
     FAILED_FIELD_NUMBER: builtins.int
+    SECURE_KEYS_FIELD_NUMBER: builtins.int
+    SECURE_SHARES_FIELD_NUMBER: builtins.int
+    SECURE_REVEAL_FIELD_NUMBER: builtins.int
     @property
     def hello(self) -> Global___Hello: ...
     @property
@@ -78,6 +81,16 @@ class ControlRequest(google.protobuf.message.Message):
     def progress(self) -> Global___Progress: ...
     @property
     def failed(self) -> Global___Failed: ...
+    @property
+    def secure_keys(self) -> Global___SecureKeys: ...
+    @property
+    def secure_shares(self) -> Global___SecureShares:
+        """sealed, for the other members"""
+
+    @property
+    def secure_reveal(self) -> Global___SecureShares:
+        """opened, in answer to SecureAsk"""
+
     def __init__(
         self,
         *,
@@ -86,10 +99,13 @@ class ControlRequest(google.protobuf.message.Message):
         heartbeat: Global___Heartbeat | None = ...,
         progress: Global___Progress | None = ...,
         failed: Global___Failed | None = ...,
+        secure_keys: Global___SecureKeys | None = ...,
+        secure_shares: Global___SecureShares | None = ...,
+        secure_reveal: Global___SecureShares | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "progress", b"progress", "ready", b"ready"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "progress", b"progress", "ready", b"ready"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["hello", "ready", "heartbeat", "progress", "failed"] | None: ...
+    def HasField(self, field_name: typing.Literal["failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "progress", b"progress", "ready", b"ready", "secure_keys", b"secure_keys", "secure_reveal", b"secure_reveal", "secure_shares", b"secure_shares"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "progress", b"progress", "ready", b"ready", "secure_keys", b"secure_keys", "secure_reveal", b"secure_reveal", "secure_shares", b"secure_shares"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["hello", "ready", "heartbeat", "progress", "failed", "secure_keys", "secure_shares", "secure_reveal"] | None: ...
 
 Global___ControlRequest: typing_extensions.TypeAlias = ControlRequest
 
@@ -217,6 +233,10 @@ class ControlResponse(google.protobuf.message.Message):
     REFUSED_FIELD_NUMBER: builtins.int
     FINISHED_FIELD_NUMBER: builtins.int
     QUARANTINED_FIELD_NUMBER: builtins.int
+    SECURE_OPEN_FIELD_NUMBER: builtins.int
+    SECURE_ROSTER_FIELD_NUMBER: builtins.int
+    SECURE_SHARES_FIELD_NUMBER: builtins.int
+    SECURE_ASK_FIELD_NUMBER: builtins.int
     @property
     def welcome(self) -> Global___Welcome: ...
     @property
@@ -229,6 +249,16 @@ class ControlResponse(google.protobuf.message.Message):
     def finished(self) -> Global___Finished: ...
     @property
     def quarantined(self) -> Global___Quarantined: ...
+    @property
+    def secure_open(self) -> Global___SecureOpen: ...
+    @property
+    def secure_roster(self) -> Global___SecureRoster: ...
+    @property
+    def secure_shares(self) -> Global___SecureShares:
+        """what the others sealed for this node"""
+
+    @property
+    def secure_ask(self) -> Global___SecureAsk: ...
     def __init__(
         self,
         *,
@@ -238,10 +268,14 @@ class ControlResponse(google.protobuf.message.Message):
         refused: Global___Refused | None = ...,
         finished: Global___Finished | None = ...,
         quarantined: Global___Quarantined | None = ...,
+        secure_open: Global___SecureOpen | None = ...,
+        secure_roster: Global___SecureRoster | None = ...,
+        secure_shares: Global___SecureShares | None = ...,
+        secure_ask: Global___SecureAsk | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["assignment", b"assignment", "cancel", b"cancel", "finished", b"finished", "kind", b"kind", "quarantined", b"quarantined", "refused", b"refused", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "cancel", b"cancel", "finished", b"finished", "kind", b"kind", "quarantined", b"quarantined", "refused", b"refused", "welcome", b"welcome"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "assignment", "cancel", "refused", "finished", "quarantined"] | None: ...
+    def HasField(self, field_name: typing.Literal["assignment", b"assignment", "cancel", b"cancel", "finished", b"finished", "kind", b"kind", "quarantined", b"quarantined", "refused", b"refused", "secure_ask", b"secure_ask", "secure_open", b"secure_open", "secure_roster", b"secure_roster", "secure_shares", b"secure_shares", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "cancel", b"cancel", "finished", b"finished", "kind", b"kind", "quarantined", b"quarantined", "refused", b"refused", "secure_ask", b"secure_ask", "secure_open", b"secure_open", "secure_roster", b"secure_roster", "secure_shares", b"secure_shares", "welcome", b"welcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "assignment", "cancel", "refused", "finished", "quarantined", "secure_open", "secure_roster", "secure_shares", "secure_ask"] | None: ...
 
 Global___ControlResponse: typing_extensions.TypeAlias = ControlResponse
 
@@ -366,6 +400,7 @@ class Assignment(google.protobuf.message.Message):
     PROGRESS_START_FIELD_NUMBER: builtins.int
     PROGRESS_END_FIELD_NUMBER: builtins.int
     SETTINGS_FIELD_NUMBER: builtins.int
+    MASKING_FIELD_NUMBER: builtins.int
     id: builtins.str
     round: builtins.int
     part_index: builtins.int
@@ -390,6 +425,10 @@ class Assignment(google.protobuf.message.Message):
 
     @property
     def settings(self) -> Global___TrainSettings: ...
+    @property
+    def masking(self) -> Global___Masking:
+        """present: mask the update before it is sent"""
+
     def __init__(
         self,
         *,
@@ -406,11 +445,32 @@ class Assignment(google.protobuf.message.Message):
         progress_start: builtins.float = ...,
         progress_end: builtins.float = ...,
         settings: Global___TrainSettings | None = ...,
+        masking: Global___Masking | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cluster", b"cluster", "part", b"part", "samples", b"samples", "settings", b"settings", "start", b"start"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cluster", b"cluster", "first_sample", b"first_sample", "id", b"id", "num_samples", b"num_samples", "part", b"part", "part_index", b"part_index", "progress_end", b"progress_end", "progress_start", b"progress_start", "round", b"round", "samples", b"samples", "seed", b"seed", "settings", b"settings", "start", b"start"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["cluster", b"cluster", "masking", b"masking", "part", b"part", "samples", b"samples", "settings", b"settings", "start", b"start"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cluster", b"cluster", "first_sample", b"first_sample", "id", b"id", "masking", b"masking", "num_samples", b"num_samples", "part", b"part", "part_index", b"part_index", "progress_end", b"progress_end", "progress_start", b"progress_start", "round", b"round", "samples", b"samples", "seed", b"seed", "settings", b"settings", "start", b"start"]) -> None: ...
 
 Global___Assignment: typing_extensions.TypeAlias = Assignment
+
+@typing.final
+class Masking(google.protobuf.message.Message):
+    """"Mask this update with the session's masks; it counts this much in the mean." """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    session: builtins.str
+    share: builtins.float
+    def __init__(
+        self,
+        *,
+        session: builtins.str = ...,
+        share: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["session", b"session", "share", b"share"]) -> None: ...
+
+Global___Masking: typing_extensions.TypeAlias = Masking
 
 @typing.final
 class TrainSettings(google.protobuf.message.Message):
@@ -538,6 +598,155 @@ class Finished(google.protobuf.message.Message):
 Global___Finished: typing_extensions.TypeAlias = Finished
 
 @typing.final
+class SecureOpen(google.protobuf.message.Message):
+    """Secure aggregation: nodes mask their updates, so that the coordinator can read only their sum.
+    "Make fresh keys for this session."
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    session: builtins.str
+    def __init__(
+        self,
+        *,
+        session: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["session", b"session"]) -> None: ...
+
+Global___SecureOpen: typing_extensions.TypeAlias = SecureOpen
+
+@typing.final
+class SecureKeys(google.protobuf.message.Message):
+    """"These are mine." X25519 public keys, 32 bytes each."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    MASK_KEY_FIELD_NUMBER: builtins.int
+    SEAL_KEY_FIELD_NUMBER: builtins.int
+    session: builtins.str
+    mask_key: builtins.bytes
+    seal_key: builtins.bytes
+    def __init__(
+        self,
+        *,
+        session: builtins.str = ...,
+        mask_key: builtins.bytes = ...,
+        seal_key: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["mask_key", b"mask_key", "seal_key", b"seal_key", "session", b"session"]) -> None: ...
+
+Global___SecureKeys: typing_extensions.TypeAlias = SecureKeys
+
+@typing.final
+class SecureRoster(google.protobuf.message.Message):
+    """"These are everybody's. Share your two secrets among them." A member's number is its place."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    THRESHOLD_FIELD_NUMBER: builtins.int
+    MEMBERS_FIELD_NUMBER: builtins.int
+    session: builtins.str
+    threshold: builtins.int
+    """so many shares open a secret"""
+    @property
+    def members(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SecureMember]: ...
+    def __init__(
+        self,
+        *,
+        session: builtins.str = ...,
+        threshold: builtins.int = ...,
+        members: collections.abc.Iterable[Global___SecureMember] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["members", b"members", "session", b"session", "threshold", b"threshold"]) -> None: ...
+
+Global___SecureRoster: typing_extensions.TypeAlias = SecureRoster
+
+@typing.final
+class SecureMember(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: builtins.int
+    MASK_KEY_FIELD_NUMBER: builtins.int
+    SEAL_KEY_FIELD_NUMBER: builtins.int
+    node: builtins.str
+    mask_key: builtins.bytes
+    seal_key: builtins.bytes
+    def __init__(
+        self,
+        *,
+        node: builtins.str = ...,
+        mask_key: builtins.bytes = ...,
+        seal_key: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["mask_key", b"mask_key", "node", b"node", "seal_key", b"seal_key"]) -> None: ...
+
+Global___SecureMember: typing_extensions.TypeAlias = SecureMember
+
+@typing.final
+class SecureShares(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    SHARES_FIELD_NUMBER: builtins.int
+    session: builtins.str
+    @property
+    def shares(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SecureShare]: ...
+    def __init__(
+        self,
+        *,
+        session: builtins.str = ...,
+        shares: collections.abc.Iterable[Global___SecureShare] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["session", b"session", "shares", b"shares"]) -> None: ...
+
+Global___SecureShares: typing_extensions.TypeAlias = SecureShares
+
+@typing.final
+class SecureShare(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MEMBER_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    member: builtins.int
+    """whom it is for, whom it is from, or, when opened, whose secret it is of"""
+    data: builtins.bytes
+    def __init__(
+        self,
+        *,
+        member: builtins.int = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "member", b"member"]) -> None: ...
+
+Global___SecureShare: typing_extensions.TypeAlias = SecureShare
+
+@typing.final
+class SecureAsk(google.protobuf.message.Message):
+    """"These members' updates are in. Open your share of the own mask of each, and of the mask key of
+    everybody else."
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    SURVIVORS_FIELD_NUMBER: builtins.int
+    session: builtins.str
+    @property
+    def survivors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        session: builtins.str = ...,
+        survivors: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["session", b"session", "survivors", b"survivors"]) -> None: ...
+
+Global___SecureAsk: typing_extensions.TypeAlias = SecureAsk
+
+@typing.final
 class PullRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -654,6 +863,7 @@ class Update(google.protobuf.message.Message):
     SAMPLES_PER_SECOND_FIELD_NUMBER: builtins.int
     PEAK_MEMORY_BYTES_FIELD_NUMBER: builtins.int
     BLOB_FIELD_NUMBER: builtins.int
+    SESSION_FIELD_NUMBER: builtins.int
     assignment: builtins.str
     round: builtins.int
     part_index: builtins.int
@@ -663,6 +873,8 @@ class Update(google.protobuf.message.Message):
     train_seconds: builtins.float
     samples_per_second: builtins.float
     peak_memory_bytes: builtins.int
+    session: builtins.str
+    """of the masks that are on it; empty: none"""
     @property
     def blob(self) -> Global___Blob: ...
     def __init__(
@@ -678,9 +890,10 @@ class Update(google.protobuf.message.Message):
         samples_per_second: builtins.float = ...,
         peak_memory_bytes: builtins.int = ...,
         blob: Global___Blob | None = ...,
+        session: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["blob", b"blob"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "blob", b"blob", "loss", b"loss", "num_samples", b"num_samples", "part_index", b"part_index", "peak_memory_bytes", b"peak_memory_bytes", "round", b"round", "samples_per_second", b"samples_per_second", "start_digest", b"start_digest", "train_seconds", b"train_seconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "blob", b"blob", "loss", b"loss", "num_samples", b"num_samples", "part_index", b"part_index", "peak_memory_bytes", b"peak_memory_bytes", "round", b"round", "samples_per_second", b"samples_per_second", "session", b"session", "start_digest", b"start_digest", "train_seconds", b"train_seconds"]) -> None: ...
 
 Global___Update: typing_extensions.TypeAlias = Update
 
