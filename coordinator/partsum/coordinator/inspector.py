@@ -1,0 +1,82 @@
+"""Updates are looked at before they count: each one by itself, then all of a round together."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from partsum.coordinator.base import Base
+from partsum.coordinator.cohort import Change, Outlier, outliers
+from partsum.coordinator.contribution import Readable, Tensors
+from partsum.coordinator.cutter import Cutter
+from partsum.coordinator.origin import Origin
+from partsum.coordinator.records import RoundPlan
+from partsum.coordinator.store import Store
+from partsum.coordinator.updates import Shapes, check_update, part_shapes
+from partsum.shared.config import RunConfig
+from partsum.shared.part import Part
+from partsum.shared.tensors import TensorFile
+
+_LAST_ROUNDS = 3  # how far back a small round looks for updates to be compared with
+
+
+class Inspector:
+    """Looks at one run's updates, in worker threads."""
+
+    def __init__(self, config: RunConfig, store: Store, base: Base, cutter: Cutter) -> None:
+        self.config = config
+        self.store = store
+        self.base = base
+        self.cutter = cutter
+        self._shapes: dict[Part, Shapes] = {}
+        self._seeding = threading.Lock()  # a fresh part is drawn from torch's only generator
+
+    def check(self, path: Path, plan: RoundPlan, k: int) -> Change:
+        """How far the file, an update of part ``k``, lies from its start; every byte is read once.
+
+        Raises UpdateRefusedError where it is no update of that part.
+        """
+        part, known = plan.parts[k].part, self._shapes  # other threads may put another dict there
+        shapes = known.get(part) or self._part_shapes(part)
+        self._shapes = {**dict(list(known.items())[-64:]), part: shapes}
+        if self.config.privacy.secure_aggregation:
+            masked = {name: (torch.int64, shape) for name, (_, shape) in shapes.items()}
+            return check_update(path, masked)
+        with ExitStack() as files:
+            return check_update(path, shapes, self.origin(plan, k, files))
+
+    def _part_shapes(self, part: Part) -> Shapes:
+        moments = self.config.parts.moments == "travel"
+        return part_shapes(self.base.shape, self.base.widths, part, moments)
+
+    def origin(self, plan: RoundPlan, k: int, files: ExitStack) -> Readable:
+        """What part ``k``'s change is measured from; its file stays open as long as ``files``.
+
+        A part that starts fresh is drawn again from its seed, on the CPU, as its node draws it.
+        """
+        planned = plan.parts[k]
+        if planned.start is None:
+            with self._seeding:
+                return Tensors(self.base.fresh_part(planned.part, planned.seed))
+        path = self.cutter.blob_paths(plan)[planned.start.digest]
+        start = files.enter_context(TensorFile(path))
+        gradients = self.config.parts.aggregate == "gradients"
+        return Origin(start, self.base.trained if gradients else ())
+
+    def outliers(self, plan: RoundPlan, missing: tuple[int, ...]) -> list[Outlier]:
+        """The updates of a round that stand out so far that they are not to be merged.
+
+        None with secure aggregation, where nobody sees a change, and none with differential
+        privacy: it bounds every update anyway, and which one is refused
+        would tell of the others' data.
+        """
+        if self.config.privacy.noise_multiplier:
+            return []
+        changes = self.store.changes(plan.round)
+        rounds = range(max(0, plan.round - _LAST_ROUNDS), plan.round)
+        before = [change.mean for r in rounds for change in self.store.changes(r).values()]
+        present = {k: change for k, change in changes.items() if k not in missing}
+        return outliers(present, before, self.config.merge.norm_bound)
