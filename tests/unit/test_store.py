@@ -6,6 +6,7 @@ import json
 import math
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,16 @@ def test_tidying_keeps_the_newest_bases_and_the_parts_that_count(tmp_path: Path)
         assert not list((tmp_path / "spool").iterdir())
         store.tidy(0, {parts[2]})
         assert len(list((tmp_path / "bases").glob("base-*"))) == 3
+
+
+def test_plans_go_with_their_bases_so_that_the_backup_stays_small(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        for round in range(5):
+            store.open_round(replace(PLAN, round=round), at=1.0)
+            store.commit_round(round, RESULT, at=3.0, facts={})
+            store.tidy(3, set())
+        assert [round for round in range(5) if store.plan(round)] == [2, 3, 4]
+        assert len(store.results()) == 5
 
 
 def test_a_run_can_be_looked_at_while_and_after_a_coordinator_has_it(tmp_path: Path) -> None:

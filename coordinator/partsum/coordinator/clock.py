@@ -3,19 +3,47 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 
 class RunClock:
-    """Seconds since a run was started, on wall-clock time so that it goes on over restarts."""
+    """Seconds that a run has been served: a break between two coordinators does not count.
 
-    def __init__(self, started_at: float) -> None:
-        self.started_at = started_at
+    They come from a clock that cannot be set. The wall clock gives dates for people, and decides
+    nothing.
+
+    Args:
+        started_at: when the run was started, in wall-clock seconds.
+        served: seconds that earlier coordinators served it.
+        steady: seconds of a clock that only goes forward.
+        wall: wall-clock seconds.
+    """
+
+    def __init__(
+        self,
+        started_at: float,
+        served: float = 0.0,
+        steady: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._started_at = started_at
+        self._steady = steady
+        self._wall = wall
+        self._zero = steady() - served
 
     def now(self) -> float:
-        """Seconds since the start."""
-        return time.time() - self.started_at
+        """Seconds served."""
+        return self._steady() - self._zero
+
+    def dates(self) -> tuple[str, str]:
+        """When the run was started, and what it is now: ISO 8601, UTC."""
+        first, last = (
+            datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+            for seconds in (self._started_at, self._wall())
+        )
+        return first, last
 
 
 class Stages:

@@ -14,7 +14,7 @@ from partsum.coordinator.records import PlannedPart, RoundPlan
 from partsum.coordinator.store import Store
 from partsum.coordinator.workplan import Workplan
 from partsum.shared.config import RunConfig
-from partsum.shared.files import file_digest
+from partsum.shared.files import file_digest, write_file
 from partsum.shared.messages import Blob
 from partsum.shared.part import Part, cut_tensors
 from partsum.shared.task import Samples, gather
@@ -97,8 +97,8 @@ class Cutter:
 
     def restore_starts(self, plan: RoundPlan) -> None:
         """After a restart: cut again what the spool has lost; the same bytes come out."""
-        paths = self.blob_paths(plan).values()
-        if not all(path.exists() for path in paths):
+        paths = self.blob_paths(plan)
+        if not all(path.exists() and file_digest(path) == d for d, path in paths.items()):
             self._starts([planned.part for planned in plan.parts], plan.round)
 
     def blob_paths(self, plan: RoundPlan) -> dict[str, Path]:
@@ -139,6 +139,4 @@ def _share_of(cluster_size: int, config: RunConfig) -> int:
 def write_clusters(folder: Path, clusters: Sequence[np.ndarray]) -> None:
     """Write each cluster's sorted sample indices as little-endian int64."""
     for k, indices in enumerate(clusters):
-        fresh = folder / f".c{k}.i64"
-        fresh.write_bytes(indices.astype("<i8").tobytes())
-        fresh.replace(folder / f"c{k}.i64")
+        write_file(folder / f"c{k}.i64", indices.astype("<i8").tobytes())

@@ -3,49 +3,42 @@
     runs/NAME-TIME/
       config.toml            as given
       journal.sqlite         rounds, updates, events; one transaction commits a round
+      journal.backup         the journal as of the last committed round
       bases/base-00003.safetensors
-      parts/r00002-p1.safetensors        the last committed update of each part (mode block)
+      parts/r00002-p1.safetensors        committed updates of as many rounds (mode block)
       clusters/              each part's sample indices
       spool/                 what is on its way: planned blobs and updates of the open round
       handoff/               DeepSpeed's checkpoints and log
       final.safetensors, summary.json, report.html
 
 A file is named in the journal only after it has been renamed into place, so whatever dies,
-whenever, the journal never speaks of a file that is not whole.
+whenever, the journal never speaks of a file that was not whole. What a disk does to it afterwards
+is found by `recovery`.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from partsum.coordinator.cohort import Change
+from partsum.coordinator.journal import Journal
 from partsum.coordinator.lock import lock_file
 from partsum.coordinator.records import Received, RoundPlan, RoundResult, Span
 from partsum.shared.errors import StateError
 from partsum.shared.messages import Update
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS rounds (
-    round INTEGER PRIMARY KEY, plan TEXT NOT NULL, opened REAL NOT NULL, closed REAL, result TEXT);
-CREATE TABLE IF NOT EXISTS updates (
-    round INTEGER, part INTEGER, node TEXT NOT NULL, body TEXT NOT NULL, received REAL NOT NULL,
-    PRIMARY KEY (round, part));
-CREATE TABLE IF NOT EXISTS nodes (name TEXT PRIMARY KEY, body TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS spans (
-    node TEXT, round INTEGER, part INTEGER, state TEXT, start REAL, end REAL);
-CREATE TABLE IF NOT EXISTS events (at REAL, kind TEXT, node TEXT, part INTEGER, text TEXT);
-CREATE TABLE IF NOT EXISTS curve (step INTEGER PRIMARY KEY, at REAL, body TEXT NOT NULL);
+_NEWEST = """
+SELECT max(at) FROM (
+    SELECT at FROM events UNION ALL SELECT at FROM curve UNION ALL SELECT "end" FROM spans
+    UNION ALL SELECT opened FROM rounds UNION ALL SELECT closed FROM rounds
+    UNION ALL SELECT received FROM updates
+    UNION ALL SELECT CAST(value AS REAL) FROM facts WHERE key = 'served')
 """
-
-
 _PLAN = TypeAdapter(RoundPlan)
 _RESULT = TypeAdapter(RoundResult)
 _UPDATE = TypeAdapter(Update)
@@ -59,47 +52,23 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("bases", "parts", "spool", "handoff", "clusters"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        self._lock = lock_file(folder / "lock")
-        self._guard = threading.RLock()
-        # Merging runs in a worker thread; the guard keeps transactions whole.
-        self._db = sqlite3.connect(folder / "journal.sqlite", check_same_thread=False)
         try:
-            self._db.execute("PRAGMA journal_mode=WAL")
-            # NORMAL loses nothing when a process dies; commit_round pays for power cuts too.
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(_SCHEMA)
-        except sqlite3.DatabaseError as error:
-            self.close()
-            raise self._broken(error) from error
+            for name in ("bases", "parts", "spool", "handoff", "clusters"):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(f"the run folder {folder} cannot be written: {error}") from error
+        self._lock = lock_file(folder / "lock")
+        try:
+            self.journal = Journal(folder / "journal.sqlite")
+        except StateError:
+            self._lock.close()
+            raise
+        self._read, self._transaction = self.journal.read, self.journal.transaction
 
     def close(self) -> None:
         """Let the folder go."""
-        self._db.close()
+        self.journal.close()
         self._lock.close()
-
-    def _broken(self, error: Exception) -> StateError:
-        return StateError(
-            f"the journal {self.folder / 'journal.sqlite'} cannot be used: {error}. Free disk "
-            "space if there is none, else restore the folder from a copy, or start a new run with "
-            "--new"
-        )
-
-    def _read(self, sql: str, *arguments: object) -> list[Any]:
-        try:
-            with self._guard:
-                return self._db.execute(sql, arguments).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise self._broken(error) from error
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        try:
-            with self._guard, self._db:
-                yield
-        except sqlite3.DatabaseError as error:
-            raise self._broken(error) from error
 
     # -- facts ------------------------------------------------------------------------------------
 
@@ -110,8 +79,8 @@ class Store:
 
     def note(self, **facts: object) -> None:
         """Note JSON values about the run."""
-        with self._transaction():
-            self._db.executemany(
+        with self._transaction() as db:
+            db.executemany(
                 "INSERT OR REPLACE INTO facts VALUES (?, ?)",
                 [(key, json.dumps(value)) for key, value in facts.items()],
             )
@@ -121,46 +90,76 @@ class Store:
     def open_round(self, plan: RoundPlan, at: float) -> None:
         """The round is planned: its blobs are in the spool."""
         text = _dump(_PLAN, plan)
-        with self._transaction():
-            self._db.execute(
+        with self._transaction() as db:
+            db.execute(
                 "INSERT OR REPLACE INTO rounds (round, plan, opened) VALUES (?, ?, ?)",
                 (plan.round, text, at),
             )
 
-    def take_update(self, node: str, update: Update, at: float) -> None:
-        """The update's file is in the spool, whole and checked."""
-        with self._transaction():
-            self._db.execute(
+    def take_update(
+        self, node: str, update: Update, at: float, change: Change | None = None
+    ) -> None:
+        """The update's file is in the spool, whole and checked; it lies so far from its start."""
+        with self._transaction() as db:
+            if change is not None:
+                row = (update.round, update.part_index, change.norm, change.weights, change.tensor)
+                db.execute("INSERT OR REPLACE INTO changes VALUES (?, ?, ?, ?, ?)", row)
+            db.execute(
                 "INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?, ?)",
                 (update.round, update.part_index, node, _dump(_UPDATE, update), at),
             )
 
     def forget_update(self, round: int, part: int) -> None:
-        """The update's file turned out to be damaged."""
-        with self._transaction():
-            self._db.execute("DELETE FROM updates WHERE round = ? AND part = ?", (round, part))
+        """The update's file turned out to be damaged, or is not to be merged after all."""
+        with self._transaction() as db:
+            for table in ("updates", "changes"):
+                db.execute(f"DELETE FROM {table} WHERE round = ? AND part = ?", (round, part))
 
     def commit_round(
         self, round: int, result: RoundResult, at: float, facts: Mapping[str, object]
     ) -> None:
         """The new base is on disk: from here on the round cannot be lost."""
-        with self._guard:
-            self._db.execute("PRAGMA synchronous=FULL")
-        with self._transaction():
-            self._db.execute(
-                "UPDATE rounds SET closed = ?, result = ? WHERE round = ?",
-                (at, _dump(_RESULT, result), round),
+        noted = {key: json.dumps(value) for key, value in facts.items()}
+        with self._transaction(durable=True) as db:
+            db.execute(
+                "UPDATE rounds SET closed = ?, result = ?, facts = ? WHERE round = ?",
+                (at, _dump(_RESULT, result), json.dumps(facts), round),
             )
-            self._db.executemany(
+            db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", noted.items())
+            db.execute("DELETE FROM holders WHERE round <= ?", (round,))
+
+    def roll_back(self, rounds: int, at: float, why: str) -> None:
+        """Keep the first ``rounds`` rounds, and the facts as they were then; tell why."""
+        gone = set().union(*(self.round_facts(r) for r in self.results() if r >= rounds))
+        before = self.round_facts(rounds - 1)
+        with self._transaction(durable=True) as db:
+            for table in ("rounds", "updates", "changes", "holders"):
+                db.execute(f"DELETE FROM {table} WHERE round >= ?", (rounds,))
+            db.executemany("DELETE FROM facts WHERE key = ?", [(key,) for key in gone])
+            db.executemany(
                 "INSERT OR REPLACE INTO facts VALUES (?, ?)",
-                [(key, json.dumps(value)) for key, value in facts.items()],
+                [(key, json.dumps(value)) for key, value in before.items()],
             )
-        with self._guard:
-            self._db.execute("PRAGMA synchronous=NORMAL")
+            db.execute("INSERT INTO events VALUES (?, 'rolled_back', '', -1, ?)", (at, why))
+        self.journal.back_up()
+
+    def round_facts(self, round: int) -> dict[str, Any]:
+        """The facts that were committed with a round; empty where it was not."""
+        rows = self._read("SELECT facts FROM rounds WHERE round = ? AND facts IS NOT NULL", round)
+        return dict(json.loads(rows[0][0])) if rows else {}
+
+    def note_holder(self, round: int, part: int, node: str) -> None:
+        """Who has a part of the open round."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO holders VALUES (?, ?, ?)", (round, part, node))
+
+    def holders(self, round: int) -> dict[int, str]:
+        """Who had each part of the open round last."""
+        return dict(self._read("SELECT part, node FROM holders WHERE round = ?", round))
 
     def plan(self, round: int) -> RoundPlan | None:
-        """A round's plan, if it was opened."""
-        rows = self._read("SELECT plan FROM rounds WHERE round = ?", round)
+        """A round's plan, if it was opened, and is not so old that it was tidied away."""
+        rows = self._read("SELECT plan FROM rounds WHERE round = ? AND plan <> ''", round)
         return _PLAN.validate_json(rows[0][0]) if rows else None
 
     def results(self) -> dict[int, tuple[RoundResult, float, float]]:
@@ -178,12 +177,19 @@ class Store:
         )
         return {p: Received(n, _UPDATE.validate_json(b), at) for p, n, b, at in rows}
 
+    def changes(self, round: int) -> dict[int, Change]:
+        """How far each update of a round lies from its start, by part."""
+        rows = self._read(
+            "SELECT part, norm, weights, tensor FROM changes WHERE round = ? ORDER BY part", round
+        )
+        return {part: Change(norm, weights, tensor) for part, norm, weights, tensor in rows}
+
     # -- what happened ----------------------------------------------------------------------------
 
     def note_node(self, name: str, body: Mapping[str, object]) -> None:
         """What is known of a node, for the summary."""
-        with self._transaction():
-            self._db.execute("INSERT OR REPLACE INTO nodes VALUES (?, ?)", (name, json.dumps(body)))
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO nodes VALUES (?, ?)", (name, json.dumps(body)))
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         """All nodes that ever joined."""
@@ -192,8 +198,8 @@ class Store:
 
     def note_span(self, span: Span) -> None:
         """A stretch of a node's time has ended."""
-        with self._transaction():
-            self._db.execute(
+        with self._transaction() as db:
+            db.execute(
                 "INSERT INTO spans VALUES (?, ?, ?, ?, ?, ?)",
                 (span.node, span.round, span.part, span.state, span.start, span.end),
             )
@@ -204,18 +210,22 @@ class Store:
 
     def note_event(self, at: float, kind: str, text: str, node: str = "", part: int = -1) -> None:
         """Something that the report should tell."""
-        with self._transaction():
+        with self._transaction() as db:
             row = (at, kind, node, part, text)
-            self._db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?)", row)
+            db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?)", row)
 
     def events(self) -> list[tuple[float, str, str, int, str]]:
         """What happened: (seconds of the run, kind, node, part or -1, text)."""
         return self._read("SELECT at, kind, node, part, text FROM events ORDER BY at")
 
+    def seconds(self) -> float:
+        """The latest second of the run that the journal speaks of."""
+        return float(self._read(_NEWEST)[0][0] or 0.0)
+
     def note_curve(self, step: int, at: float, body: Mapping[str, object]) -> None:
         """A point of the hand-off's curve."""
-        with self._transaction():
-            self._db.execute(
+        with self._transaction() as db:
+            db.execute(
                 "INSERT OR REPLACE INTO curve VALUES (?, ?, ?)", (step, at, json.dumps(body))
             )
 
@@ -238,18 +248,34 @@ class Store:
         """Where the committed update of a part lies."""
         return self.folder / "parts" / f"r{round:05d}-p{part}.safetensors"
 
+    def drop_bases(self, after: int) -> None:
+        """Remove bases beyond this version, with what lies beside them: their rounds come again.
+
+        Left there, they would be taken for the newest ones, and the real ones be tidied away.
+        """
+        for path in (self.folder / "bases").glob("[bm]*-*.safetensors"):
+            if int(path.stem.rpartition("-")[2]) > after:
+                path.unlink()
+
     def tidy(self, keep_bases: int, keep_parts: set[Path]) -> None:
-        """Remove bases beyond the newest ``keep_bases``, other parts, and the whole spool."""
+        """Remove bases beyond the newest ``keep_bases``, other parts, and the whole spool.
+
+        Plans go with the bases: they are what makes a journal large, and slow to back up.
+        """
+        bases, gone = self.folder / "bases", list((self.folder / "spool").iterdir())
         if keep_bases:
-            for path in sorted((self.folder / "bases").glob("base-*"))[:-keep_bases]:
-                path.unlink()
-        for path in (self.folder / "bases").glob(".base-*"):  # a killed merge's
-            path.unlink()
-        for path in (self.folder / "parts").iterdir():
-            if path not in keep_parts:
-                path.unlink()
-        for path in (self.folder / "spool").iterdir():
-            path.unlink()
+            for kind in ("base-*", "moments-*"):
+                gone += sorted(bases.glob(kind))[:-keep_bases]
+            with self._transaction() as db:
+                db.execute(
+                    "UPDATE rounds SET plan = '' WHERE plan <> '' AND "
+                    "round <= (SELECT max(round) FROM rounds) - ?",
+                    (keep_bases,),
+                )
+        gone += bases.glob(".*")  # a killed merge's
+        gone += set((self.folder / "parts").iterdir()) - keep_parts
+        for path in gone:
+            path.unlink(missing_ok=True)
 
 
 def _dump(kind: TypeAdapter[Any], value: object) -> str:

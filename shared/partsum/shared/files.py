@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from io import RawIOBase
 from pathlib import Path
 
 import xxhash
@@ -27,9 +28,41 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def append(file: RawIOBase, data: bytes) -> int:
+    """Write all of it to an unbuffered file, which takes only a part where a disk gets full.
+
+    Returns how many bytes that is. Raises OSError where there is no room.
+    """
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) or 0 :]
+    return len(data)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file; once this returns it outlives a power cut, until then the old one is."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_bytes(data)
+        sync_file(fresh)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's bytes survive a power cut."""
+    _sync(path)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in this folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
