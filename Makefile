@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench chaos soak fuzz clean
 
 help:
 	@sed -n 's/^# *//p' Makefile | head -2
@@ -35,6 +35,18 @@ test: check
 bench: $(READY)
 	$(BIN)/python benchmarks/rounds.py --quick
 	$(BIN)/python benchmarks/time_to_accuracy.py --quick
+	$(BIN)/python benchmarks/hostile.py --quick
+
+chaos: $(READY)
+	$(BIN)/pytest -m long tests/faults
+	$(BIN)/python tests/faults/chaos.py --minutes $(or $(MINUTES),10) --kills $(or $(KILLS),200) \
+		$(if $(SEED),--seed $(SEED))
+
+fuzz: $(READY)
+	$(BIN)/python tests/faults/fuzz.py --messages $(or $(MESSAGES),100000) --seed $(or $(SEED),1)
+
+soak: $(READY)
+	$(BIN)/python tests/faults/soak.py --minutes $(or $(MINUTES),30)
 
 clean:
 	rm -rf $(VENV) .venv-protos

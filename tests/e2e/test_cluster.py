@@ -20,7 +20,7 @@ from partsum.shared.messages import TaskSpec
 from partsum.shared.task import gather, load_task, num_samples
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Cluster
+    from tests.cluster import Cluster
 
 Make = Callable[..., "Cluster"]
 
@@ -63,36 +63,6 @@ def test_a_run_from_parts_to_hand_off_leaves_everything_a_user_needs(make_cluste
     assert float(right) == pytest.approx(summary["final_accuracy"], abs=1e-3)
 
 
-def test_a_killed_coordinator_goes_on_and_ends_with_the_same_bytes(make_cluster: Make) -> None:
-    settings = {"rounds": 4, "local_epochs": 4.0}
-    calm = make_cluster("calm", **settings)
-    calm.coordinator()
-    for name in ("a", "b"):
-        calm.node(name)
-    assert calm.wait("coordinator") == 0
-
-    hurt = make_cluster("hurt", **settings, more="# the port is kept by hand below\n")
-    hurt.coordinator()
-    text = (hurt.folder / "run.toml").read_text()
-    port = hurt.address.rpartition(":")[2]
-    hurt.kill("coordinator")
-    (hurt.folder / "run.toml").write_text(text.replace("\nport = 0", f"\nport = {port}"))
-    hurt.coordinator()
-    for name in ("a", "b"):
-        hurt.node(name)
-    hurt.until("coordinator", "base 1:", times=1)
-    hurt.kill("coordinator")
-    first = hurt.run
-    hurt.coordinator()
-    assert hurt.run == first
-    assert "resuming the unfinished run" in hurt.log("coordinator")
-    assert hurt.wait("coordinator") == 0
-    assert hurt.wait("a") == 0
-    summary: Any = hurt.summary()
-    assert len(summary["rounds"]) == 4
-    assert hurt.weights() == calm.weights()
-
-
 def test_a_killed_nodes_part_is_taken_over_and_the_round_goes_on(make_cluster: Make) -> None:
     cluster = make_cluster(rounds=3, local_epochs=10.0)
     cluster.coordinator()
@@ -106,24 +76,6 @@ def test_a_killed_nodes_part_is_taken_over_and_the_round_goes_on(make_cluster: M
     assert summary["state"] == "finished"
     assert len(summary["rounds"]) == 3
     assert all(not entry["missing_parts"] for entry in summary["rounds"])
-
-
-def test_a_killed_node_that_comes_back_carries_on_with_its_own_part(make_cluster: Make) -> None:
-    settings = {"rounds": 3, "local_epochs": 6.0}
-    calm = make_cluster("calm", **settings)
-    calm.coordinator()
-    for name in ("a", "b"):
-        calm.node(name)
-    assert calm.wait("coordinator") == 0
-    hurt = make_cluster("hurt", **settings, rounds_section="return_seconds = 60.0")
-    hurt.coordinator()
-    for name in ("a", "b"):
-        hurt.node(name)
-    hurt.until("coordinator", "base 1:")
-    hurt.kill("b")
-    hurt.node("b")
-    assert hurt.wait("coordinator") == 0
-    assert hurt.weights() == calm.weights()
 
 
 def test_status_watch_list_and_stop_tell_an_operator_what_is_going_on(make_cluster: Make) -> None:

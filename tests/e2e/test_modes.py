@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Cluster
+    from tests.cluster import Cluster
 
 Make = Callable[..., "Cluster"]
 

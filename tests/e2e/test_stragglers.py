@@ -11,7 +11,7 @@ import psutil
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.e2e.conftest import Cluster
+    from tests.cluster import Cluster
 
     Make = Callable[..., Cluster]
 

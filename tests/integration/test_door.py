@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,154 +12,10 @@ import grpc
 import grpc.aio
 import pytest
 import torch
+from tests.hand_node import TOML, HandNode, joined, with_node
 
-from partsum.coordinator.folder import new_run
-from partsum.coordinator.run import Run
-from partsum.coordinator.server import serve
-from partsum.coordinator.store import Store
-from partsum.coordinator.summary import Summary
 from partsum.protos.v1 import partsum_pb2 as pb
-from partsum.protos.v1 import partsum_pb2_grpc as rpc
 from partsum.shared import wire
-from partsum.shared.config import parse_config
-from partsum.shared.files import file_digest
-from partsum.shared.messages import TaskSpec
-from partsum.shared.part import cut_module, fresh_module
-from partsum.shared.task import data_digest, load_task, task_digest
-from partsum.shared.tensors import save_tensors
-from partsum.shared.width import find_widths
-
-SPEC = TaskSpec("partsum.shared.tasks:digits", {"widths": [12, 12]})
-TOML = """
-name = "door"
-folder = "{folder}"
-task = {{ name = "partsum.shared.tasks:digits", options = {{ widths = [12, 12] }} }}
-parts = {{ count = 1, rounds = 1, local_epochs = 0.1 }}
-rounds = {{ heartbeat_seconds = 5.0, refusals = 10 }}
-handoff = {{ enabled = false }}
-server = {{ port = 0, metrics_port = 0 }}
-"""
-
-
-@dataclass
-class HandNode:
-    """Speaks the protocol, as well or as badly as a test wants."""
-
-    stub: rpc.CoordinatorServiceAsyncStub
-    folder: Path
-    name: str = "hand"
-    outbox: asyncio.Queue[pb.ControlRequest] = field(default_factory=asyncio.Queue)
-    answers: Any = None
-
-    async def _requests(self) -> AsyncIterator[pb.ControlRequest]:
-        while True:
-            yield await self.outbox.get()
-
-    def hello(self, **changes: Any) -> None:
-        values = {"node": self.name, "instance": "1", "protocol": wire.PROTOCOL, **changes}
-        self.outbox.put_nowait(pb.ControlRequest(hello=pb.Hello(**values)))
-        self.answers = aiter(self.stub.Control(self._requests()))
-
-    def ready(self, **changes: Any) -> None:
-        task = load_task(SPEC)
-        values = {
-            "device": "hand",
-            "memory_bytes": 1 << 30,
-            "gflops": 1.0,
-            "task_digest": task_digest(SPEC),
-            "data_digest": data_digest(task.train()),
-            **changes,
-        }
-        self.outbox.put_nowait(pb.ControlRequest(ready=pb.Ready(**values)))
-
-    async def heard(self, kind: str) -> Any:
-        """The next message, which must be of that kind."""
-        message = await asyncio.wait_for(anext(self.answers), 20)
-        assert message.WhichOneof("kind") == kind, message
-        return getattr(message, kind)
-
-    def tensors(self, assignment: pb.Assignment) -> dict[str, torch.Tensor]:
-        """A right update's tensors."""
-        model = load_task(SPEC).model()
-        part = wire.part_from_wire(assignment.part)
-        return dict(fresh_module(cut_module(model, find_widths(model), part), 5).state_dict())
-
-    def offer(
-        self, assignment: pb.Assignment, tensors: dict[str, torch.Tensor], **changes: Any
-    ) -> tuple[pb.OfferRequest, bytes]:
-        path = self.folder / "update"
-        save_tensors(path, tensors, durable=False)
-        values = {
-            "assignment": assignment.id,
-            "round": assignment.round,
-            "part_index": assignment.part_index,
-            "start_digest": "",
-            "num_samples": assignment.num_samples,
-            "loss": 1.0,
-            "blob": pb.Blob(digest=file_digest(path), size_bytes=path.stat().st_size),
-            **changes,
-        }
-        return pb.OfferRequest(node=self.name, update=pb.Update(**values)), path.read_bytes()
-
-    async def push(self, offer: pb.OfferRequest, chunks: list[pb.Chunk]) -> pb.PushResponse:
-        async def requests() -> AsyncIterator[pb.PushRequest]:
-            yield pb.PushRequest(offer=offer)
-            for chunk in chunks:
-                yield pb.PushRequest(chunk=chunk)
-
-        return await self.stub.Push(requests())
-
-    async def deliver(
-        self, assignment: pb.Assignment, tensors: dict[str, torch.Tensor], **changes: Any
-    ) -> pb.PushResponse:
-        offer, data = self.offer(assignment, tensors, **changes)
-        return await self.push(offer, [wire.chunk_to_wire(0, data)])
-
-
-@contextmanager
-def opened(folder: Path, text: str) -> Iterator[Run]:
-    config = parse_config(text.format(folder=folder))
-    store: Store = new_run(config, text, 1e9)
-    try:
-        run = Run(config, store, 1e9)
-        run.prepare()
-        yield run
-    finally:
-        store.close()
-
-
-def with_node(
-    folder: Path, test: Callable[[HandNode], Awaitable[None]], text: str = TOML
-) -> Summary | None:
-    """Serve a run, let the test speak to it; the summary, if the run ended by itself."""
-
-    async def main(run: Run) -> Summary | None:
-        serving = asyncio.create_task(serve(run))
-        while not (address := run.store.fact("address")):
-            await asyncio.sleep(0.01)
-        try:
-            async with grpc.aio.insecure_channel(address) as channel:
-                await test(HandNode(rpc.CoordinatorServiceStub(channel), folder))
-                await asyncio.sleep(0.1)
-        finally:
-            if run.next_round < run.config.parts.rounds:
-                serving.cancel()
-        try:
-            return await asyncio.wait_for(serving, 20)
-        except asyncio.CancelledError:
-            return None
-
-    with opened(folder, text) as run:
-        return asyncio.run(main(run))
-
-
-async def joined(node: HandNode) -> pb.Assignment:
-    """Join and get the first assignment."""
-    node.hello()
-    await node.heard("welcome")
-    node.ready()
-    assignment: pb.Assignment = await node.heard("assignment")
-    return assignment
 
 
 def test_every_bad_update_is_refused_with_its_reason_and_a_good_one_still_counts(
@@ -268,39 +122,112 @@ def test_of_two_pushes_of_one_update_only_one_appends(tmp_path: Path) -> None:
 def test_a_failure_counts_also_after_an_older_update_of_the_same_node_came_in(
     tmp_path: Path,
 ) -> None:
-    text = TOML.replace("count = 1", "count = 3").replace("refusals = 10", "min_nodes = 1")
+    changed = "refusals = 3, min_nodes = 1, return_seconds = 0.0"
+    text = TOML.replace("count = 1", "count = 4").replace("refusals = 10", changed)
+    text = "deterministic = false\n" + text
 
     async def test(node: HandNode) -> None:
         first = await joined(node)
         other = HandNode(node.stub, tmp_path, "other")
         second = await joined(other)
-        older, data = node.offer(second, node.tensors(second))
-        answer = await node.push(older, [wire.chunk_to_wire(0, data)])
-        assert answer.accepted
-        assert (await other.heard("cancel")).assignment == second.id
-        third = await other.heard("assignment")
-        failed = pb.Failed(assignment=first.id, reason="out of memory")
+        node.hang_up()
+        assert (await other.deliver(second, other.tensors(second))).accepted
+        assert (await other.heard("assignment")).id == first.id  # it was free again
+        third = await joined(node)
+        assert third.id not in {first.id, second.id}
+        assert (await node.deliver(first, node.tensors(first))).accepted
+        assert (await other.heard("cancel")).assignment == first.id
+        fourth = await other.heard("assignment")
+        failed = pb.Failed(assignment=third.id, reason="out of memory")
         node.outbox.put_nowait(pb.ControlRequest(failed=failed))
-        assert (await other.deliver(third, other.tensors(third))).accepted
-        assert (await other.heard("assignment")).id == first.id
+        assert (await other.deliver(fourth, other.tensors(fourth))).accepted
+        assert (await other.heard("assignment")).id == third.id
 
     with_node(tmp_path, test, text)
 
 
+def test_an_update_of_a_part_that_was_given_to_others_is_not_wanted(tmp_path: Path) -> None:
+    text = TOML.replace("count = 1", "count = 2")
+
+    async def test(node: HandNode) -> None:
+        other = HandNode(node.stub, tmp_path, "other")
+        for each in (node, other):
+            each.hello()
+            await each.heard("welcome")
+            each.ready()
+        mine, theirs = await node.heard("assignment"), await other.heard("assignment")
+        answer = await node.deliver(theirs, node.tensors(theirs))
+        assert not answer.accepted
+        assert "was given to others" in answer.reason
+        assert (await node.deliver(mine, node.tensors(mine))).accepted
+        assert (await other.deliver(theirs, other.tensors(theirs))).accepted
+
+    summary = with_node(tmp_path, test, text)
+    assert summary is not None
+    assert summary.state == "finished"
+
+
+def test_a_quarantined_node_delivers_nothing_more(tmp_path: Path) -> None:
+    text = TOML.replace("refusals = 10", "refusals = 1").replace("count = 1", "count = 2")
+
+    async def test(node: HandNode) -> None:
+        other = HandNode(node.stub, tmp_path, "other")
+        for each in (node, other):
+            each.hello()
+            await each.heard("welcome")
+            each.ready()
+        mine = await node.heard("assignment")
+        await other.heard("assignment")
+        tensors = node.tensors(mine)
+        bad = {name: torch.full_like(t, math.nan) for name, t in tensors.items()}
+        assert "nan or infinity" in (await node.deliver(mine, bad)).reason
+        await node.heard("quarantined")
+        answer = await node.deliver(mine, tensors)
+        assert (answer.accepted, answer.reason) == (False, "this node is quarantined")
+
+    with_node(tmp_path, test, text)
+
+
+def test_a_node_that_came_back_says_which_task_it_has_before_its_update_counts(
+    tmp_path: Path,
+) -> None:
+    async def test(node: HandNode) -> None:
+        assignment = await joined(node)
+        node.hang_up()
+        node.hello()
+        await node.heard("welcome")
+        with pytest.raises(grpc.aio.AioRpcError, match="which task and data it has"):
+            await node.deliver(assignment, node.tensors(assignment))
+        node.ready(task_digest="0" * 32)
+        assert "another version of the task" in (await node.heard("refused")).reason
+        with pytest.raises(grpc.aio.AioRpcError, match="is not connected"):
+            await node.deliver(assignment, node.tensors(assignment))
+
+    with_node(tmp_path, test)
+
+
 def test_nodes_that_do_not_fit_are_told_why(tmp_path: Path) -> None:
     async def test(node: HandNode) -> None:
-        for changes, reason in (
+        hellos: list[tuple[dict[str, Any], str]] = [
             ({"protocol": 99}, "this node speaks protocol 99"),
             ({"node": ""}, "a node's name must have 1 to 64"),
-        ):
+            ({"instance": "x" * 201}, "instance must have 200 printable"),
+            ({"version": "\x1b[2J"}, "version must have 200 printable"),
+        ]
+        for changes, reason in hellos:
             node.hello(**changes)
             assert reason in (await node.heard("refused")).reason
             node.outbox = asyncio.Queue()
-        for changes, reason in (
+        readies: list[tuple[dict[str, Any], str]] = [
             ({"task_digest": "0" * 32}, "another version of the task"),
+            ({"device": "x" * 201}, "device must have 200 printable characters at most"),
+            ({"device": "cpu\nWARNING all is well"}, "device must have 200 printable"),
+            ({"gflops": math.nan}, "which no device has"),
+            ({"memory_bytes": -1}, "which no device has"),
             ({"data_digest": ""}, "has no copy of the training data"),
             ({"data_digest": "0" * 32}, "training data is not the coordinator's"),
-        ):
+        ]
+        for changes, reason in readies:
             node.outbox = asyncio.Queue()
             node.hello()
             await node.heard("welcome")

@@ -188,7 +188,9 @@ def test_a_cancelled_handoff_leaves_a_checkpoint_and_no_process(make_job: MakeJo
     assert int(whole.parent.name) >= 3
 
 
-def test_a_resumed_handoff_ends_with_the_weights_of_an_undisturbed_one(make_job: MakeJob) -> None:
+def test_a_resumed_handoff_ends_with_the_weights_of_an_undisturbed_one(
+    make_job: MakeJob, caplog: pytest.LogCaptureFixture
+) -> None:
     job = make_job({})
     undisturbed = load_tensors(run(job)[0].final)
     (job.folder / "final.safetensors").unlink()
@@ -197,6 +199,7 @@ def test_a_resumed_handoff_ends_with_the_weights_of_an_undisturbed_one(make_job:
     result, seen = run(job)
     assert seen[0].step == 50
     assert "step 60 is damaged" in (job.folder / "handoff.log").read_text()
+    assert "step 60 is damaged" in caplog.text  # where the run's user looks
     resumed = load_tensors(result.final)
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in undisturbed.items())
     with pytest.raises(HandoffError, match=r"batch size was 32 and is 64.*remove .*checkpoints"):

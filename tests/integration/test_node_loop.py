@@ -31,7 +31,7 @@ from partsum.node.blobs import BlobCache
 from partsum.node.client import Client
 from partsum.node.loop import Node
 from partsum.node.metrics import NodeMetrics
-from partsum.node.process import WorkerProcess, death_in_words
+from partsum.node.process import WorkerProcess
 from partsum.node.state import NodeState
 from partsum.node.trainer import Job, train
 from partsum.node.worker import WorkerSettings, serve
@@ -358,7 +358,7 @@ def test_a_killed_worker_is_reported_at_once_and_its_successor_makes_the_same_by
             os.kill(pid, signal.SIGKILL)
             failed = await peer.hear("failed", 2.0)
             assert failed.assignment == "r9-p0"
-            assert "most likely because the host was out of memory" in failed.reason
+            assert "killed (SIGKILL)" in failed.reason
             peer.assign(dataclasses.replace(second, start=one.blob))
             two = await peer.hear("update")
             assert daemon.worker.pid != pid
@@ -498,6 +498,19 @@ def test_the_command_stops_cleanly_and_when_killed_leaves_no_worker(tmp_path: Pa
     run(scenario())
 
 
-def test_a_death_is_put_in_words() -> None:
-    assert death_in_words(3) == "exit code 3"
-    assert death_in_words(-11) == "signal SIGSEGV"
+def test_a_coordinator_that_welcomes_a_node_twice_is_left_and_dialled_again(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        await peer.start()
+        async with living(tmp_path, peer.port) as (_, life):
+            await peer.hear("ready")
+            peer.say.put_nowait(peer._welcome())
+            await peer.hear("hello")
+            await peer.hear("ready")
+            peer.finish()
+            assert await life == "all done"
+        await peer.stop()
+
+    run(scenario())

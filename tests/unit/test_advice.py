@@ -1,4 +1,4 @@
-"""Failure mode 4 of the method: clusters without a hand-off."""
+"""What is allowed and had better not be: clusters without a hand-off, an open door."""
 
 from __future__ import annotations
 
@@ -14,3 +14,10 @@ def test_clusters_without_a_hand_off_are_warned_of_and_nothing_else_is() -> None
     assert advise(parse_config(alone)) == []
     residual = alone + '[data]\nclusters = "labels"\n[parts]\nmode = "residual"'
     assert advise(parse_config(residual)) == []
+
+
+def test_an_open_door_beyond_loopback_is_warned_of() -> None:
+    server = '[server]\nhost = "0.0.0.0"\n'
+    (said,) = advise(parse_config(server + "insecure = true"))
+    assert "whoever can reach it can fetch the model" in said
+    assert advise(parse_config(server + 'auth = "tokens"')) == []

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import xxhash
 
 from partsum.node.blobs import BlobCache
+from partsum.shared.errors import PartsumError
 from partsum.shared.messages import Blob
 
 
@@ -82,3 +84,35 @@ def test_a_blob_that_was_cut_short_on_disk_is_not_given_out(tmp_path: Path) -> N
     (tmp_path / blob.digest).write_bytes(b"who")
     assert cache.path(blob) is None
     assert not (tmp_path / blob.digest).exists()
+
+
+def test_a_blob_of_an_earlier_life_without_its_bytes_is_not_given_out(tmp_path: Path) -> None:
+    blob = put(BlobCache(tmp_path, 1000), b"whole")
+    (tmp_path / blob.digest).write_bytes(b"\0" * 5)  # as a power cut may leave it
+    assert BlobCache(tmp_path, 1000).path(blob) is None
+
+
+def test_what_is_treasured_leaves_after_all_else(tmp_path: Path) -> None:
+    cache = BlobCache(tmp_path, 300)
+    treasured = put(cache, b"1" * 100, b"m" * 50)
+    cache.treasure([treasured])
+    others = [put(cache, str(k).encode() * 100) for k in range(2, 5)]
+    assert cache.companion(treasured.digest)
+    assert [cache.path(blob) is not None for blob in others] == [False, False, True]
+    put(cache, b"5" * 250)
+    assert cache.path(treasured) is None, "there was nothing else to remove"
+
+
+def test_a_blob_that_the_disk_has_no_room_for_is_not_begun(tmp_path: Path) -> None:
+    cache = BlobCache(tmp_path / "blobs", 1 << 60)
+    with pytest.raises(PartsumError, match=r"a blob of \d+ B does not fit into .*blobs, where"):
+        cache.partial(Blob("0" * 32, 1 << 48))
+    assert not list(cache.folder.iterdir())
+
+
+def test_blobs_so_small_that_bytes_do_not_count_do_not_pile_up(tmp_path: Path) -> None:
+    cache = BlobCache(tmp_path, 1 << 30)
+    blobs = [put(cache, str(k).encode()) for k in range(300)]
+    assert len(list(tmp_path.iterdir())) == 256
+    assert cache.path(blobs[-1])
+    assert cache.path(blobs[0]) is None

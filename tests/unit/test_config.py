@@ -45,7 +45,9 @@ def test_every_field_of_every_section_says_what_it_does(section: type[Section]) 
 
 
 def test_training_settings_on_the_wire_are_named_as_in_the_config() -> None:
-    known = {*RunConfig().training.__class__.model_fields, "aggregate", "deterministic"} | {"carry_moments"}
+    known = {*RunConfig().training.__class__.model_fields, "aggregate", "deterministic"} | {
+        "carry_moments"
+    }
     assert {field.name for field in dataclasses.fields(TrainSettings)} <= known
 
 
@@ -138,3 +140,39 @@ def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the config"):
         load_config(tmp_path / "latin.toml")
     assert "mine.toml is not valid TOML" in complaint("seed = ")
+
+
+@pytest.mark.parametrize(
+    ("rule", "count", "hostile", "least"),
+    [("trimmed_mean", 4, 2, 5), ("krum", 4, 1, 5), ("multi_krum", 6, 2, 7)],
+)
+def test_a_robust_rule_needs_enough_parts_to_hold(
+    rule: str, count: int, hostile: int, least: int
+) -> None:
+    def text(count: int) -> str:
+        merge = f"[merge]\nrule = '{rule}'\nhostile = {hostile}"
+        return f"{merge}\n[parts]\nplanner = 'full'\ncount = {count}"
+
+    assert f"needs at least {least} parts" in complaint(text(count))
+    assert parse_config(text(least)).merge.hostile == hostile
+
+
+@pytest.mark.parametrize(
+    ("instead", "reason"),
+    [
+        ("planner = 'full'|mode = 'residual'", "a slice comes from one node alone"),
+        ("enabled = false|enabled = true", "trains on all data without any noise"),
+        ("rule = 'mean'|rule = 'median'", "mean of clipped updates"),
+        ("delta = 1e-5|secure_aggregation = true", "so it has to see it"),
+    ],
+)
+def test_differential_privacy_is_refused_where_it_would_not_hold(instead: str, reason: str) -> None:
+    text = (
+        "parts = { planner = 'full' }\nhandoff = { enabled = false }\nmerge = { rule = 'mean' }\n"
+        "privacy = { noise_multiplier = 1.0, delta = 1e-5 }"
+    )
+    assert parse_config(text).privacy.noise_multiplier == 1.0
+    before, after = instead.split("|")
+    message = complaint(text.replace(before, after))
+    assert "privacy.noise_multiplier" in message
+    assert reason in message

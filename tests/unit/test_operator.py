@@ -32,7 +32,7 @@ def note(folder: Path, **facts: object) -> None:
 def test_a_killed_run_is_told_from_its_folder_with_the_way_to_go_on(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert operator.status(folder, None, as_json=False) == 0
+    assert operator.status(folder, None, None, as_json=False) == 0
     said = capsys.readouterr().out
     assert "unfinished, 0 rounds committed" in said
     assert f"partsum coordinator --resume {folder}" in said
@@ -49,21 +49,21 @@ def test_a_killed_run_is_not_listed_as_running(
 
 def test_a_coordinator_asked_by_address_is_never_replaced_by_a_folder(folder: Path) -> None:
     with pytest.raises(operator.UnreachableError, match=f"no coordinator answers at {NOBODY}"):
-        operator.status(folder, NOBODY, as_json=False)
+        operator.status(folder, NOBODY, None, as_json=False)
 
 
 def test_a_run_killed_before_it_listened_is_told_without_dialling(folder: Path) -> None:
     note(folder, address="")
     with pytest.raises(operator.UnreachableError, match=r"no coordinator serves .*unfinished"):
-        operator.watch_run(folder, None)
+        operator.watch_run(folder, None, None)
 
 
 def test_stopping_a_finished_run_does_not_stop_who_has_its_address_now(folder: Path) -> None:
     note(folder, state="finished", reason="the run is done")
     with pytest.raises(operator.UnreachableError, match="finished, the run is done"):
-        operator.stop(folder, None)
+        operator.stop(folder, None, None)
 
 
 def test_an_address_without_a_port_is_a_wrong_flag(folder: Path) -> None:
     with pytest.raises(ConfigError, match="'localhost' is not HOST:PORT"):
-        operator.status(folder, "localhost", as_json=False)
+        operator.status(folder, "localhost", None, as_json=False)

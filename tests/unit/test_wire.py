@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -10,26 +11,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from partsum.protos.v1 import partsum_pb2 as pb
+from partsum.shared import limits, wire
 from partsum.shared import messages as m
-from partsum.shared import wire
 from partsum.shared.errors import WireError
 
 names = st.text("ab.0_\u00e9", max_size=6)
 counts = st.integers(0, 2**31 - 1)
-longs = st.integers(0, 2**62)
+longs = st.integers(0, limits.COUNT)
 floats = st.floats(allow_nan=False)
+sizes = st.floats(0, allow_infinity=False)
+shares = st.floats(0, 1)
 blobs = st.builds(m.Blob, st.text("0123456789abcdef", min_size=32, max_size=32), longs)
 units = st.sets(st.integers(0, 300), min_size=1).map(lambda found: tuple(sorted(found)))
 parts = st.dictionaries(names, units, max_size=4).map(m.Part)
 settings = st.builds(
     m.TrainSettings,
-    batch_size=counts,
-    learning_rate=floats,
-    width_lr_power=floats,
-    weight_decay=floats,
-    betas=st.tuples(floats, floats),
-    gradient_clip=floats,
-    warmup=floats,
+    batch_size=st.integers(1, limits.BATCH_SIZE),
+    learning_rate=sizes,
+    width_lr_power=sizes,
+    weight_decay=sizes,
+    betas=st.tuples(shares, shares),
+    gradient_clip=sizes,
+    warmup=shares,
     precision=st.sampled_from(["float32", "bfloat16"]),
     aggregate=st.sampled_from(["weights", "gradients"]),
     deterministic=st.booleans(),
@@ -46,7 +49,7 @@ assignments = st.builds(
     samples=st.none() | blobs,
     first_sample=longs,
     num_samples=longs,
-    progress=st.tuples(floats, floats),
+    progress=st.tuples(shares, shares).map(lambda pair: (min(pair), max(pair))),
     settings=settings,
 )
 updates = st.builds(
@@ -135,9 +138,10 @@ def test_a_digest_that_could_not_be_a_files_name_is_refused(digest: str) -> None
         wire.blob_from_wire(pb.Blob(digest=digest, size_bytes=1))
 
 
-def test_a_blob_of_negative_size_is_refused() -> None:
-    with pytest.raises(WireError, match="-1 B is not a blob"):
-        wire.blob_from_wire(pb.Blob(digest="a" * 32, size_bytes=-1))
+@pytest.mark.parametrize("size", [-1, limits.COUNT + 1, 2**63 - 1])
+def test_a_blob_of_a_size_that_there_is_not_is_refused(size: int) -> None:
+    with pytest.raises(WireError, match=f"of {size} B is not a blob"):
+        wire.blob_from_wire(pb.Blob(digest="a" * 32, size_bytes=size))
 
 
 @pytest.mark.parametrize(
@@ -159,6 +163,96 @@ def test_ranges_that_are_no_sorted_units_are_refused(starts: list[int], ends: li
     part = pb.Part(units={"heads": pb.UnitRanges(starts=starts, ends=ends)})
     with pytest.raises(WireError, match="heads"):
         wire.part_from_wire(part)
+
+
+def test_a_small_message_that_names_millions_of_units_is_refused_before_they_are_written_out() -> (
+    None
+):
+    half = limits.UNITS // 2 + 1
+    part = pb.Part(units={name: pb.UnitRanges(starts=[0], ends=[half]) for name in ("a", "b")})
+    assert part.ByteSize() < 60
+    tracemalloc.start()
+    with pytest.raises(WireError, match=f"units is {2 * half}, which is not between"):
+        wire.part_from_wire(part)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_a_part_of_too_many_width_groups_or_of_one_with_an_endless_name_is_refused() -> None:
+    one = pb.UnitRanges(starts=[0], ends=[1])
+    many = pb.Part(units={str(k): one for k in range(limits.GROUPS + 1)})
+    with pytest.raises(WireError, match="the number of a part's width groups is 65537"):
+        wire.part_from_wire(many)
+    with pytest.raises(WireError, match="a width group's name has 3000000 characters"):
+        wire.part_from_wire(pb.Part(units={"x" * 3_000_000: one}))
+
+
+GOOD = wire.assignment_to_wire(
+    m.Assignment(
+        "r0-p0", 0, 0, m.Part({"g": (0, 1)}), 5, None, m.Blob("a" * 32, 8), None, 0, 9, (0.0, 0.5),
+        m.TrainSettings(
+            4, 0.1, 0.5, 0.0, (0.9, 0.99), 0.0, 0.01, "float32", "weights", deterministic=True
+        ),
+    )
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("id", "x" * 300),
+        ("round", -1),
+        ("part_index", -(2**31)),
+        ("first_sample", -1),
+        ("num_samples", -1),
+        ("num_samples", 2**63 - 1),
+        ("progress_start", math.nan),
+        ("progress_start", 0.6),
+        ("progress_end", 1.5),
+        ("progress_end", -math.inf),
+        ("settings.batch_size", 0),
+        ("settings.batch_size", 2**31 - 1),
+        ("settings.learning_rate", math.nan),
+        ("settings.learning_rate", math.inf),
+        ("settings.learning_rate", -0.1),
+        ("settings.beta1", 1.5),
+        ("settings.beta2", math.nan),
+        ("settings.gradient_clip", -1.0),
+        ("settings.weight_decay", math.inf),
+        ("settings.width_lr_power", math.nan),
+        ("settings.warmup", 2.0),
+    ],
+)
+def test_an_assignment_with_a_number_that_cannot_be_is_refused_with_its_name(
+    field: str, value: object
+) -> None:
+    wire.assignment_from_wire(GOOD)
+    wrong = pb.Assignment()
+    wrong.CopyFrom(GOOD)
+    *path, name = field.split(".")
+    setattr(wrong.settings if path else wrong, name, value)
+    said = "an assignment's name" if name == "id" else name
+    with pytest.raises(WireError, match=f"{said}|progress_end"):
+        wire.assignment_from_wire(wrong)
+
+
+@pytest.mark.parametrize("field", ["assignment", "start_digest", "session"])
+def test_an_update_with_an_endless_name_is_refused(field: str) -> None:
+    update = pb.Update(blob=pb.Blob(digest="a" * 32, size_bytes=1))
+    wire.update_from_wire(update)
+    setattr(update, field, "x" * 3_000_000)
+    with pytest.raises(WireError, match="has 3000000 characters, more than 256"):
+        wire.update_from_wire(update)
+
+
+def test_an_empty_chunk_is_refused_for_it_leads_nowhere() -> None:
+    with pytest.raises(WireError, match="an empty chunk came at offset 4"):
+        wire.chunk_from_wire(wire.chunk_to_wire(4, b""), 4)
+
+
+def test_what_the_other_side_says_fits_on_one_line_of_a_log() -> None:
+    assert limits.in_words("a disk\nis\x1b[31m full") == "a disk is [31m full"
+    assert len(limits.in_words("x" * 4_000_000)) == limits.WORDS_CHARACTERS
 
 
 @pytest.mark.parametrize("field", ["precision", "aggregate"])

@@ -114,7 +114,7 @@ def deliver(shop: Workshop, plan: RoundPlan, k: int) -> dict[str, Tensor]:
     state = train(shop, plan, k)
     path = shop.update_path(plan.round, k)
     digest = save_tensors(path, state, durable=False)
-    shop.check(path, plan.parts[k])
+    change = shop.inspector.check(path, plan, k)
     planned = plan.parts[k]
     update = Update(
         assignment_id=f"r{plan.round}-p{k}",
@@ -128,14 +128,14 @@ def deliver(shop: Workshop, plan: RoundPlan, k: int) -> dict[str, Tensor]:
         peak_memory_bytes=1,
         blob=blob_of(path, digest),
     )
-    shop.store.take_update(f"node-{k}", update, at=0.0)
+    shop.store.take_update(f"node-{k}", update, 0.0, change)
     return state
 
 
 def close_round(shop: Workshop, plan: RoundPlan, missing: tuple[int, ...] = ()) -> RoundResult:
     result, facts = shop.merge_round(plan, missing, Stages())
     shop.store.commit_round(plan.round, result, 1.0, facts)
-    shop.store.tidy(0, shop.kept_paths())
+    shop.store.tidy(0, shop.kept_paths(1))
     return result
 
 
@@ -351,7 +351,7 @@ def test_an_update_of_another_part_is_refused(tmp_path: Path) -> None:
         plan = opened(shop, UNEVEN, 0)
         save_tensors(shop.update_path(0, 1), train(shop, plan, 0), durable=False)
         with pytest.raises(UpdateRefusedError, match="has shape"):
-            shop.check(shop.update_path(0, 1), plan.parts[1])
+            shop.inspector.check(shop.update_path(0, 1), plan, 1)
 
 
 def test_the_base_is_evaluated_as_often_as_asked_and_always_at_the_end(tmp_path: Path) -> None:

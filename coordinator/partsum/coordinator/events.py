@@ -18,6 +18,8 @@ class RoundSettings:
     return_seconds: float  # how long a lost node's part waits for it before others may take it
     refusals: int
     handoff: bool
+    pinned: bool = False  # a part is its node's alone: secure aggregation's masks are tied to it
+    least: int = 0  # without so many nodes no round opens
     sticky: bool = False  # a part stays with its node while that lives: same seed, same bytes
     backup_after: float = (
         0.0  # times the round's median, then a part goes to a second node; 0: never
@@ -47,6 +49,7 @@ class Planned:
 
     holders: Sequence[str]
     done: Sequence[int] = ()  # parts whose updates were in before a restart
+    needed: int = 0  # updates without which this round cannot close, beside the quorum
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,13 @@ class Withdrawn:
 
 
 @dataclass(frozen=True)
+class Lapsed:
+    """What was agreed on for the round is of no use any more: it must be opened again."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Merged:
     """The round is committed."""
 
@@ -91,7 +101,16 @@ class Tick:
 
 
 Event = (
-    NodeReady | NodeGone | Planned | UpdateIn | JobFailed | Withdrawn | Merged | HandoffDone | Tick
+    NodeReady
+    | NodeGone
+    | Planned
+    | UpdateIn
+    | JobFailed
+    | Withdrawn
+    | Lapsed
+    | Merged
+    | HandoffDone
+    | Tick
 )
 
 # ---- what to do ---------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import logging
 import os
 import re
 import signal
@@ -42,6 +43,10 @@ _LESS_MEMORY = (
     "Ask for less: a smaller handoff.batch_size, fewer ranks (handoff.local_world_size), or "
     "handoff.zero_stage = 3, on a GPU with handoff.offload = true"
 )
+
+
+class HandoffDiedError(HandoffError):
+    """The job ended without a word of its own: another attempt may fare better."""
 
 
 class HandoffJob(Section):
@@ -107,6 +112,7 @@ async def run_handoff(
     Raises:
         ConfigError: the hand-off's settings cannot be used; nothing was started.
         HandoffError: the job failed; what it said is in the message and in ``handoff.log``.
+        HandoffDiedError: it said nothing, and was killed or met an error that it does not know.
     """
     begun = time.monotonic()
     deepspeed_settings(job.handoff, job.training)
@@ -120,8 +126,10 @@ async def run_handoff(
         finally:
             await ranks.end(_STOP_SECONDS if ranks.failed == 0 else 0)
     result = reports.result
+    if result is None and reports.error:
+        raise HandoffError(reports.error)
     if result is None:
-        raise HandoffError(reports.error or _explain(ranks.failed, Path(log.name), log_start))
+        raise HandoffDiedError(_explain(ranks.failed, Path(log.name), log_start))
     return HandoffResult(
         final=Path(result["final"]),
         scores=Scores(**result["scores"]),
@@ -226,6 +234,8 @@ class _Reports:
             self.on_progress(HandoffProgress(**report, scores=scores and Scores(**scores)))
         elif kind == "result":
             self.result = report
+        elif kind == "note":
+            logging.getLogger(__name__).warning("the hand-off says: %s", report["text"])
         else:
             self.error = report["message"]
 

@@ -76,7 +76,7 @@ class HandoffTraining:
         batches = num_samples(self.train_samples) / self.settings.batch_size
         self.steps = max(1, round(job.handoff.epochs * batches))
         self.checkpoints = Checkpoints(
-            job.folder / "checkpoints", self._identity(), place.rank, log
+            job.folder / "checkpoints", self._identity(), place.rank, self._note
         )
 
     def run(self) -> None:
@@ -188,6 +188,11 @@ class HandoffTraining:
         scores = evaluate(self._forward, self.task, self.validation_samples, self.place.device)
         self.engine.train()
         return scores
+
+    def _note(self, text: str) -> None:
+        """For the hand-off's log, and the run's."""
+        log(text)
+        self.say("note", text=text)
 
     def _report(self, step: int, loss: float, speed: float, scores: Scores | None) -> None:
         self.say(

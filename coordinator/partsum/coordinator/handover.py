@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from partsum.coordinator.cutter import base_name
-from partsum.coordinator.handoff import HandoffJob, HandoffProgress, run_handoff
+from partsum.coordinator.handoff import (
+    HandoffDiedError,
+    HandoffJob,
+    HandoffProgress,
+    HandoffResult,
+    run_handoff,
+)
 from partsum.coordinator.run import Run
+from partsum.shared.files import file_digest, sync_folder
+
+log = logging.getLogger(__name__)
 
 
 def begin_handoff(run: Run, bytes_moved: tuple[int, int]) -> None:
@@ -23,7 +34,7 @@ async def hand_over(run: Run, changed: Callable[[], None]) -> None:
     """
 
     done, final = run.store.fact("handoff"), run.folder / "final.safetensors"
-    if done is not None and final.exists():  # killed between this and the run's end
+    if done is not None and _is_whole(final, done):  # killed between this and the run's end
         run.loss, run.accuracy = done["end"]["loss"], done["end"]["accuracy"]
         return
 
@@ -37,17 +48,53 @@ async def hand_over(run: Run, changed: Callable[[], None]) -> None:
         run.store.note_curve(progress.step, run.clock.now(), body)
         changed()
 
-    result = await run_handoff(handoff_job(run), note)
+    result = await _insist(run, note)
     run.loss, run.accuracy = result.scores.loss, result.scores.accuracy
     os.replace(result.final, final)
+    sync_folder(run.folder)
     run.store.note(
         handoff={
+            "digest": file_digest(final),
             "start": vars(result.start_scores),
             "end": vars(result.scores),
             "ended": run.clock.now(),
             "peak_memory_bytes": result.peak_memory_bytes,
         }
     )
+
+
+async def _insist(run: Run, note: Callable[[HandoffProgress], None]) -> HandoffResult:
+    """The hand-off's result, over as many jobs as it takes, while they get any further."""
+    limit, job = run.config.handoff.restarts, handoff_job(run)
+    furthest, fruitless = _newest_checkpoint(job.folder), 0
+    while True:
+        try:
+            return await run_handoff(job, note)
+        except HandoffDiedError as error:
+            reached = _newest_checkpoint(job.folder)
+            if reached > furthest:
+                furthest, fruitless = reached, 0
+            if fruitless == limit:
+                raise
+            fruitless += 1
+            where = f"from the checkpoint of step {reached}" if reached else "from the base"
+            text = f"{error}\nIt starts again {where}: restart {fruitless} of {limit} there"
+            log.warning("%s", text)
+            run.store.note_event(run.clock.now(), "handoff", text)
+
+
+def _newest_checkpoint(folder: Path) -> int:
+    """The step of the newest checkpoint that was declared whole; 0 where there is none."""
+    manifests = (folder / "checkpoints").glob("*/whole.json")
+    return max((int(manifest.parent.name) for manifest in manifests), default=0)
+
+
+def _is_whole(final: Path, done: Mapping[str, object]) -> bool:
+    """Whether the final weights are those of the hand-off that is done; else it is said."""
+    if final.exists() and done.get("digest") in (None, file_digest(final)):
+        return True
+    log.error("%s is damaged or gone; the hand-off goes on from its newest checkpoint", final)
+    return False
 
 
 def handoff_job(run: Run) -> HandoffJob:

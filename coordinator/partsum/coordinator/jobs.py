@@ -20,7 +20,8 @@ class Member:
 class Job:
     """A part of the current round."""
 
-    state: Literal["pending", "assigned", "in"] = "pending"
+    # out: pinned to a node that failed or is lost, so that this round goes on without it
+    state: Literal["pending", "assigned", "in", "out"] = "pending"
     node: str = ""  # who has it, or had it last
     backup: str = ""  # who trains a second copy, because ``node`` is slow
     hold_until: float = 0.0  # until then only ``node`` may take it
@@ -52,21 +53,24 @@ def deal(
 ) -> list[tuple[str, int]]:
     """Pending parts to idle nodes: first to who had them, then to whoever is free.
 
-    ``sticky``: a part waits for the node that has its moments, though others are idle.
+    ``sticky``: a part waits for the node that has its moments, though others are idle; and goes to
+    it again where it failed, for as long as it gets work at all.
     """
     given: list[tuple[str, int]] = []
     free = idle(members)
     living = set(alive(members))
     pending = {part: job for part, job in jobs.items() if job.state == "pending"}
     for part, job in list(pending.items()):
-        if job.node in free and job.node not in job.failed_on:
+        if job.node in free and (sticky or job.node not in job.failed_on):
             given.append((job.node, part))
             free.remove(job.node)
             del pending[part]
     reserved = {job.node for job in pending.values()}
     for part, job in pending.items():
-        waits = sticky and job.node in living - job.failed_on
-        if waits or job.hold_until > now:
+        waits = sticky and job.node in living
+        # To wait for a node that may not have it any more, or is back and failed it, helps nobody.
+        useless = job.node in free or is_benched(members, job.node)
+        if waits or (job.hold_until > now and not useless):
             continue
         # A node that failed this part gets it again only where all the others did too.
         tried = job.failed_on if living - job.failed_on else set()
@@ -76,6 +80,22 @@ def deal(
             given.append((node, part))
             free.remove(node)
     return given
+
+
+def deal_pinned(
+    jobs: Mapping[int, Job], members: Mapping[str, Member], now: float
+) -> list[tuple[str, int]]:
+    """Pending parts to the nodes that they are pinned to; where that is lost, they are out."""
+    free, living = idle(members), alive(members)
+    for job in jobs.values():
+        lost = job.node not in living and job.hold_until <= now
+        if job.state == "pending" and (lost or job.failed_on):
+            job.state = "out"
+    return [
+        (job.node, part)
+        for part, job in jobs.items()
+        if job.state == "pending" and job.node in free
+    ]
 
 
 def slow_parts(jobs: Mapping[int, Job], factor: float) -> dict[int, float]:
@@ -114,6 +134,11 @@ def deal_backups(
 def alive(members: Mapping[str, Member]) -> list[str]:
     """Nodes that are connected and get work."""
     return sorted(name for name, m in members.items() if m.state in {"idle", "busy"})
+
+
+def is_benched(members: Mapping[str, Member], node: str) -> bool:
+    """Whether the node gets no more work."""
+    return node in members and members[node].state == "benched"
 
 
 def idle(members: Mapping[str, Member]) -> list[str]:

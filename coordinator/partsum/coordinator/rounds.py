@@ -9,32 +9,22 @@ The daemon feeds it what happened and when, and carries out what it answers. Mod
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Literal
 
-from partsum.coordinator.events import (
-    Action,
-    Assign,
-    Cancel,
-    Decision,
-    Event,
-    Fail,
-    Finish,
-    Handoff,
-    HandoffDone,
-    JobFailed,
-    Merge,
-    Merged,
-    NodeGone,
-    NodeReady,
-    Plan,
-    Planned,
-    RoundSettings,
-    Tick,
-    UpdateIn,
-    Withdrawn,
+from partsum.coordinator import events as e
+from partsum.coordinator.jobs import (
+    Job,
+    Member,
+    alive,
+    deal,
+    deal_backups,
+    deal_pinned,
+    idle,
+    is_benched,
+    slow_parts,
 )
-from partsum.coordinator.jobs import Job, Member, alive, deal, deal_backups, idle, slow_parts
+from partsum.coordinator.reasons import PHASES, why_training, why_waiting
 
 Phase = Literal["waiting", "planning", "training", "merging", "handoff", "finished", "failed"]
 
@@ -43,7 +33,7 @@ class RoundMachine:
     """The state of a run's rounds; changed by `handle` and by nothing else."""
 
     def __init__(
-        self, settings: RoundSettings, round: int, now: float, benched: Iterable[str] = ()
+        self, settings: e.RoundSettings, round: int, now: float, benched: Iterable[str] = ()
     ) -> None:
         self.settings = settings
         self.round = round
@@ -51,42 +41,44 @@ class RoundMachine:
         self.members: dict[str, Member] = {name: Member("benched") for name in benched}
         self.jobs: dict[int, Job] = {}
         self._since = now  # of the phase
+        self._needed = settings.quorum  # updates, to close the round without the rest
+        self._lapsed = False  # the round is opened again, with whoever is there
         self._last_failure = ""  # of any round: nodes stay benched beyond theirs
 
-    def handle(self, event: Event, now: float) -> Decision:
+    def handle(self, event: e.Event, now: float) -> e.Decision:
         """Take in one event and decide."""
         actions = self._take_in(event, now)
         if self.phase == "waiting":
             actions += self._start(now)
         if self.phase == "training":
             actions += self._train(now)
-        return Decision(tuple(actions), self._reason(now), self._wake_at(now))
+        return e.Decision(tuple(actions), self._reason(now), self._wake_at(now))
 
     # -- events -----------------------------------------------------------------------------------
 
-    def _take_in(self, event: Event, now: float) -> list[Action]:
+    def _take_in(self, event: e.Event, now: float) -> list[e.Action]:
         match event:
-            case NodeReady(node):
+            case e.NodeReady(node):
                 self._welcome(node)
-            case NodeGone(node):
+            case e.NodeGone(node):
                 self._lose(node, now)
-            case Planned(holders, done):
-                self._open(holders, done, now)
-            case UpdateIn(node, part):
+            case e.Planned() if self.phase == "planning":
+                self._open(event, now)
+            case e.UpdateIn(node, part):
                 return self._take_update(node, part, now)
-            case JobFailed(node, part, reason):
+            case e.JobFailed(node, part, reason):
                 self._note_failure(node, part, reason, now)
-            case Withdrawn(node, part, reason):
+            case e.Withdrawn(node, part, reason):
                 self._withdraw(node, part, reason, now)
-            case Merged():
+            case e.Lapsed():
+                return self._reopen(now)
+            case e.Merged() if self.phase == "merging":
                 self.round, self.jobs = self.round + 1, {}
                 return self._proceed(now)
-            case HandoffDone():
+            case e.HandoffDone() if self.phase == "handoff":
                 self.phase = "finished"
-                return [Finish()]
-            case Tick():
-                pass
-        return []
+                return [e.Finish()]
+        return []  # a Tick, or what comes too late to matter
 
     def _welcome(self, node: str) -> None:
         member = self.members.setdefault(node, Member())
@@ -95,6 +87,8 @@ class RoundMachine:
         for job in self.jobs.values():
             if job.held_by(node):  # it reconnected before we saw it go: send it again
                 job.drop(node, 0.0)
+            elif job.state == "out" and job.node == node and not job.failed_on:
+                job.state = "pending"  # given up too early
 
     def _lose(self, node: str, now: float) -> None:
         member = self.members.get(node)
@@ -106,16 +100,19 @@ class RoundMachine:
             if job.held_by(node):
                 job.drop(node, now + self.settings.return_seconds)
 
-    def _open(self, holders: Sequence[str], done: Sequence[int], now: float) -> None:
+    def _open(self, planned: e.Planned, now: float) -> None:
         hold = now + self.settings.return_seconds
         self.jobs = {
-            part: Job("in" if part in done else "pending", node, hold_until=hold if node else 0.0)
-            for part, node in enumerate(holders)
+            part: Job("pending", node, hold_until=hold if node else 0.0)
+            for part, node in enumerate(planned.holders)
         }
-        self.phase, self._since = "training", now
+        for part in planned.done:
+            self.jobs[part].state = "in"
+        self.phase, self._since, self._lapsed = "training", now, False
+        self._needed = max(self.settings.quorum, planned.needed)
 
-    def _take_update(self, node: str, part: int, now: float) -> list[Action]:
-        member = self.members.setdefault(node, Member())
+    def _take_update(self, node: str, part: int, now: float) -> list[e.Action]:
+        member = self.members.setdefault(node, Member("gone"))
         job = self.jobs.get(part)
         if self.phase != "training" or job is None or job.state == "in":
             return []
@@ -125,10 +122,10 @@ class RoundMachine:
         job.failures, member.failures = member.failures, 0
         for name in (*others, node):
             self._free(name)
-        return [Cancel(name, part, f"{node} delivered it first") for name in others]
+        return [e.Cancel(name, part, f"{node} delivered it first") for name in others]
 
     def _note_failure(self, node: str, part: int, reason: str, now: float) -> None:
-        member = self.members.setdefault(node, Member())
+        member = self.members.setdefault(node, Member("gone"))
         member.failures += 1
         self._last_failure = f"{node}: {reason}"
         job = self.jobs.get(part)
@@ -146,8 +143,9 @@ class RoundMachine:
         if self.phase not in {"merging", "training"} or job is None or job.state != "in":
             return
         self.phase = "training"
-        self.members.setdefault(node, Member("gone")).failures = job.failures
-        job.state, job.took = "pending", None
+        # Its failures in a row go on, which this update had seemed to end.
+        self.members.setdefault(node, Member("gone")).failures += job.failures
+        job.state, job.took, job.hold_until = "pending", None, 0.0
         job.failed_on.add(node)
         self._note_failure(node, part, reason, now)
 
@@ -160,85 +158,108 @@ class RoundMachine:
 
     # -- decisions --------------------------------------------------------------------------------
 
-    def _proceed(self, now: float) -> list[Action]:
+    def _proceed(self, now: float) -> list[e.Action]:
         """Into the next round, the hand-off or the end."""
         self._since = now
         if self.round < self.settings.rounds:
+            if len(alive(self.members)) < self.settings.least:
+                return self._reopen(now)
             self.phase = "planning"
-            return [Plan(self.round)]
+            return [e.Plan(self.round)]
         if self.settings.handoff:
             self.phase = "handoff"
-            return [Handoff()]
+            return [e.Handoff()]
         self.phase = "finished"
-        return [Finish()]
+        return [e.Finish()]
 
-    def _start(self, now: float) -> list[Action]:
+    def _start(self, now: float) -> list[e.Action]:
         """The first round, or the one after a restart, once enough nodes are there."""
         if self.round >= self.settings.rounds:
             return self._proceed(now)
+        if self._lapsed and self._hopeless():
+            return self._give_up((), now)
         ready = len(alive(self.members))
         waited = now - self._since >= self.settings.join_timeout_seconds
-        if ready >= self.settings.min_nodes or (waited and ready):
+        if ready >= self._wanted() or (waited and ready >= max(1, self.settings.least)):
             return self._proceed(now)
         return []
 
-    def _train(self, now: float) -> list[Action]:
+    def _train(self, now: float) -> list[e.Action]:
         missing = tuple(part for part, job in self.jobs.items() if job.state != "in")
         if not missing:
             return self._close((), now)
-        actions = self._assign(now)
         if self._hopeless():
             return self._give_up(missing, now)
         late = now - self._since >= self.settings.deadline_seconds
-        if late and len(self.jobs) - len(missing) >= self.settings.quorum:
+        if late and self._enough():
             return [
                 *self._cancel_all("the round's deadline has passed"),
                 *self._close(missing, now),
             ]
+        actions = self._assign(now)
+        if all(job.state in {"in", "out"} for job in self.jobs.values()):
+            return self._close(missing, now) if self._enough() else self._reopen(now)
         return actions
 
-    def _assign(self, now: float) -> list[Action]:
+    def _assign(self, now: float) -> list[e.Action]:
         """Pending parts to idle nodes; to those still idle, second copies of the slowest parts."""
-        actions: list[Action] = []
-        for node, part in deal(self.jobs, self.members, self.settings.sticky, now):
+        actions: list[e.Action] = []
+        if self.settings.pinned:
+            given = deal_pinned(self.jobs, self.members, now)
+        else:
+            given = deal(self.jobs, self.members, self.settings.sticky, now)
+        for node, part in given:
             job = self.jobs[part]
             job.state, job.node, job.given_at = "assigned", node, now
             self.members[node].state = "busy"
-            actions.append(Assign(node, part))
+            actions.append(e.Assign(node, part))
         for node, part in deal_backups(self.jobs, self.members, self._backup_after(), now):
             self.jobs[part].backup = node
             self.members[node].state = "busy"
-            actions.append(Assign(node, part))
+            actions.append(e.Assign(node, part))
         return actions
 
     def _backup_after(self) -> float:
         """Never where a second node, without the moments, would send other bytes."""
-        return 0.0 if self.settings.sticky else self.settings.backup_after
+        alone = self.settings.sticky or self.settings.pinned
+        return 0.0 if alone else self.settings.backup_after
 
     def _hopeless(self) -> bool:
         """Whether every node that ever came has failed too often to get more work."""
         states = {member.state for member in self.members.values()}
         return states == {"benched"}
 
-    def _give_up(self, missing: tuple[int, ...], now: float) -> list[Action]:
-        if len(self.jobs) - len(missing) >= self.settings.quorum:
+    def _give_up(self, missing: tuple[int, ...], now: float) -> list[e.Action]:
+        if self._enough():
             return self._close(missing, now)
         self.phase = "failed"
-        return [Fail(f"every node failed; the last one said: {self._last_failure}")]
+        return [e.Fail(f"every node failed; the last one said: {self._last_failure}")]
 
-    def _close(self, missing: tuple[int, ...], now: float) -> list[Action]:
+    def _close(self, missing: tuple[int, ...], now: float) -> list[e.Action]:
         self.phase, self._since = "merging", now
-        return [Merge(missing)]
+        return [e.Merge(missing)]
 
-    def _cancel_all(self, reason: str) -> list[Action]:
-        actions: list[Action] = []
+    def _reopen(self, now: float) -> list[e.Action]:
+        """The round once more, with those who are there now."""
+        self.phase, self._since, self._lapsed, self.jobs = "waiting", now, True, {}
+        return self._start(now)
+
+    def _enough(self) -> bool:
+        return self.parts_in() >= self._needed
+
+    def _wanted(self) -> int:
+        """How many nodes to wait for."""
+        return self.settings.least if self._lapsed else self.settings.min_nodes
+
+    def _cancel_all(self, reason: str) -> list[e.Action]:
+        actions: list[e.Action] = []
         for part, job in self.jobs.items():
             holders = job.holders()
             if holders:
                 job.state, job.backup = "pending", ""
             for node in holders:
                 self._free(node)
-                actions.append(Cancel(node, part, reason))
+                actions.append(e.Cancel(node, part, reason))
         return actions
 
     # -- questions --------------------------------------------------------------------------------
@@ -250,36 +271,19 @@ class RoundMachine:
 
     def is_benched(self, node: str) -> bool:
         """Whether the node gets no more work."""
-        member = self.members.get(node)
-        return member is not None and member.state == "benched"
+        return is_benched(self.members, node)
 
     def parts_in(self) -> int:
         """How many updates of the round are in."""
         return sum(job.state == "in" for job in self.jobs.values())
 
     def _reason(self, now: float) -> str:
-        here = alive(self.members)
         if self.phase == "waiting":
-            return f"waiting for nodes: {len(here)} of {self.settings.min_nodes} are ready"
+            return why_waiting(self.members, self._wanted())
         if self.phase != "training":
-            return {
-                "planning": "cutting the round's parts",
-                "merging": "merging the round's updates",
-                "handoff": "DeepSpeed trains the merged base",
-                "finished": "the run is done",
-                "failed": "the run cannot go on",
-            }[self.phase]
-        waiting = [str(part) for part, job in self.jobs.items() if job.state != "in"]
-        whom = [node for job in self.jobs.values() for node in job.holders()]
-        text = f"waiting for part{'s'[: len(waiting) - 1]} {', '.join(waiting)}"
-        if whom:
-            text += f" from {', '.join(sorted(set(whom)))}"
-        elif not here:
-            text += "; no node is connected"
-        if now - self._since >= self.settings.deadline_seconds:
-            short = f"{len(self.jobs) - len(waiting)} of {self.settings.quorum}"
-            text += f"; the deadline has passed, but only {short} updates of the quorum are in"
-        return text
+            return PHASES[self.phase]
+        late = now - self._since >= self.settings.deadline_seconds
+        return why_training(self.jobs, alive(self.members), late, self._needed)
 
     def _wake_at(self, now: float) -> float | None:
         times: list[float] = []

@@ -6,20 +6,23 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from partsum.node import control
-from partsum.node.backoff import Backoff
+from partsum.node.backoff import Backoff, despite_a_full_disk
 from partsum.node.blobs import BlobCache
 from partsum.node.client import Client, UnreachableError
 from partsum.node.metrics import NodeMetrics
-from partsum.node.orders import Train
+from partsum.node.orders import PutOn, Train
 from partsum.node.process import TrainingError, WorkerProcess
+from partsum.node.secure import SecureMember
 from partsum.node.state import Finished, NodeState, assignment_key
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared.errors import PartsumError, RefusedError, TaskError, WireError
 from partsum.shared.messages import Assignment, Blob, NodeProfile, Progress, Update
+from partsum.shared.secure import Masking
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ class Assignments:
         state: keeps the last finished update.
         blobs: what is on disk.
         metrics: kept up to date.
+        secure: knows this node's masks, where updates are masked.
         rng: for the jitter of retries.
         joined: set while the coordinator has this node; transfers wait for it.
         say: sends a control message if the node is connected.
@@ -50,6 +54,7 @@ class Assignments:
         state: NodeState,
         blobs: BlobCache,
         metrics: NodeMetrics,
+        secure: SecureMember,
         rng: random.Random,
         joined: asyncio.Event,
         say: Callable[[pb.ControlRequest], None],
@@ -59,14 +64,17 @@ class Assignments:
         self._state = state
         self._blobs = blobs
         self._metrics = metrics
+        self._secure = secure
         self._rng = rng
         self._joined = joined
         self._say = say
         self._id = self._key = ""  # of the assignment that is under way
+        self._masking: Masking | None = None  # a restarted coordinator wants other masks on it
         self._samples_counted = 0  # of the assignment, by the metric
         self._delivering = False
         self._given_again = False  # the assignment under way came once more
         self.task: asyncio.Task[None] | None = None
+        self._treasure()
 
     @property
     def busy(self) -> bool:
@@ -75,7 +83,8 @@ class Assignments:
 
     def take(self, assignment: Assignment, profile: NodeProfile) -> asyncio.Task[None] | None:
         """Start on an assignment, in place of any other; None if it is under way already."""
-        key = assignment_key(assignment, profile)
+        key = assignment_key(replace(assignment, masking=None), profile)
+        self._masking = assignment.masking
         if self.busy and (self._id, self._key) == (assignment.id, key):
             log.info("assignment=%s is under way already; going on", assignment.id)
             self._given_again = self._delivering
@@ -102,10 +111,12 @@ class Assignments:
         log.info("assignment=%s samples=%d", assignment.id, assignment.num_samples)
         outcome = "cancelled"
         try:
-            outcome = await self._train_and_deliver(assignment, key)
+            outcome = await despite_a_full_disk(
+                lambda: self._train_and_deliver(assignment, key), self._rng
+            )
         except TaskError:
             raise
-        except (PartsumError, OSError) as error:  # OSError: this disk is full
+        except (PartsumError, OSError) as error:  # OSError: this disk is still full
             outcome = "failed"
             log.error("assignment=%s failed: %s", assignment.id, error)
             if self._joined.is_set():  # else the coordinator gives it out again anyway
@@ -122,21 +133,44 @@ class Assignments:
             self._given_again = False
             update = self._finished(key) or await self._train(assignment, key)
             self._delivering = True
-            outcome = await self._deliver(update)
+            outcome = await self._deliver(await self._masked(update))
             self._delivering = False
             if outcome == "refused":
-                self._state.forget()  # it would be refused again
+                self._state.forget(key)  # it would be refused again
             if not self._given_again:  # that message overtook the answer to the push
                 return outcome
 
+    async def _masked(self, update: Update) -> Update:
+        """The update with this session's masks on, where there is one; the plain one stays here."""
+        if self._masking is None:
+            return update
+        path = self._blobs.path(update.blob)
+        assert path is not None, "a held blob has left"
+        ticket = self._worker.next_ticket()
+        output = self._blobs.folder / f"masked-{ticket}"
+        masks = tuple(self._secure.masks(self._masking, update.blob.digest))
+        order = PutOn(ticket, update, path, self._masking, masks, output)
+        try:
+            masked = (await self._worker.carry_out(order)).update
+        except TrainingError:
+            self._blobs.sweep(output)
+            raise
+        self._blobs.add(output, masked.blob.digest)
+        self._blobs.hold([update.blob, masked.blob])
+        return masked
+
     def _finished(self, key: str) -> Update | None:
         """The update of an assignment that was trained before, if it is still on disk."""
-        last = self._state.finished()
-        if last is None or last.key != key or self._blobs.path(last.update.blob) is None:
+        known = next((one.update for one in self._state.finished() if one.key == key), None)
+        if known is None or self._blobs.path(known.blob) is None:
             return None
-        log.info("assignment=%s was trained before; offering its update", last.update.assignment_id)
-        self._blobs.hold([last.update.blob])
-        return last.update
+        log.info("assignment=%s was trained before; offering its update", known.assignment_id)
+        self._blobs.hold([known.blob])
+        return known
+
+    def _treasure(self) -> None:
+        """Each part goes on from what it was trained last, with moments that only this node has."""
+        self._blobs.treasure(known.update.blob for known in self._state.finished())
 
     async def _train(self, assignment: Assignment, key: str) -> Update:
         a = assignment
@@ -155,6 +189,7 @@ class Assignments:
             self._blobs.add(done.path, done.update.blob.digest, done.optimizer)
         self._blobs.hold([done.update.blob])
         self._state.finish(Finished(key, done.update))
+        self._treasure()
         self._metrics.loss.set(done.update.loss)
         self._metrics.train_seconds.observe(done.update.train_seconds)
         self._metrics.device_memory.set(done.update.peak_memory_bytes)

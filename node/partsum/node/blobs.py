@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 
+from partsum.node.backoff import DiskFullError
 from partsum.shared.errors import PartsumError
+from partsum.shared.files import file_digest
 from partsum.shared.messages import Blob
 
 log = logging.getLogger(__name__)
 
 _DIGEST_LENGTH = 32
 _OPTIMIZER = ".optimizer"
+_MOST_BLOBS = 256  # small ones would pile up in thousands of rounds, here and in memory
 
 
 class BlobCache:
@@ -22,18 +26,21 @@ class BlobCache:
 
     Beside the blob of an update may lie its companion, the optimizer state that belongs to those
     weights; the two come and go together. Digests must have been checked by `wire` before they
-    come here, since they become file names. One process at a time may own the folder.
+    come here, since they become file names. One process at a time may own the folder. A blob of an
+    earlier life is digested before it is used: a power cut may have left it without its bytes.
 
     Args:
         folder: made if it does not exist; leftovers of a killed process are removed.
-        limit_bytes: blobs beyond this leave, the least recently used first, but never one that
-            is held.
+        limit_bytes: blobs beyond this, or beyond a few hundred, leave: the least recently used
+            first, those that are treasured last of all, and never one that is held.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder = folder
         self._limit_bytes = limit_bytes
         self._held: frozenset[str] = frozenset()
+        self._treasured: frozenset[str] = frozenset()
+        self._whole: set[str] = set()  # digested, or added, in this life
         self._sizes: OrderedDict[str, int] = OrderedDict()  # digest -> bytes, oldest use first
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -69,12 +76,20 @@ class BlobCache:
         if blob.digest not in self._sizes:
             return None
         path = self.folder / blob.digest
-        if not path.exists() or path.stat().st_size != blob.size_bytes:
-            self._remove(blob.digest)  # cut short by a power failure, or removed by hand
+        if not self._is_whole(path, blob):
+            log.warning("blob %s is damaged or gone: left out", path)
+            self._remove(blob.digest)
             return None
         self._sizes.move_to_end(blob.digest)
         os.utime(path)
         return path
+
+    def _is_whole(self, path: Path, blob: Blob) -> bool:
+        if not path.exists() or path.stat().st_size != blob.size_bytes:
+            return False
+        if blob.digest not in self._whole and file_digest(path) == blob.digest:
+            self._whole.add(blob.digest)
+        return blob.digest in self._whole
 
     def companion(self, digest: str) -> Path | None:
         """Where the optimizer state of these weights lies, or None."""
@@ -82,8 +97,19 @@ class BlobCache:
         return path if path.exists() else None
 
     def partial(self, blob: Blob) -> Path:
-        """Where the blob's bytes are gathered until they are whole."""
-        return self.folder / f"{blob.digest}.partial"
+        """Where the blob's bytes are gathered until they are whole.
+
+        Raises DiskFullError where there is no room for them.
+        """
+        path = self.folder / f"{blob.digest}.partial"
+        held = path.stat().st_size if path.exists() else 0
+        free = shutil.disk_usage(self.folder).free
+        if blob.size_bytes - held > free:
+            raise DiskFullError(
+                f"a blob of {blob.size_bytes} B does not fit into {self.folder}, where {free} B "
+                "are free. Make room there, or choose another disk with --state-dir"
+            )
+        return path
 
     def add(self, file: Path, digest: str, companion: Path | None = None) -> Path:
         """Take a whole file in under its digest; returns where it lies now.
@@ -97,6 +123,7 @@ class BlobCache:
         if file != path:
             os.replace(file, path)
         self._sizes[digest] = self._size_on_disk(digest)
+        self._whole.add(digest)
         self._sizes.move_to_end(digest)
         self._make_room(newest=digest)
         return path
@@ -111,17 +138,25 @@ class BlobCache:
         self._held = frozenset(blob.digest for blob in blobs)
         self._make_room()
 
+    def treasure(self, blobs: Iterable[Blob]) -> None:
+        """These blobs, from now on, are worth more than others: nobody else has their companions.
+
+        They leave only where there is nothing else to remove.
+        """
+        self._treasured = frozenset(blob.digest for blob in blobs)
+
     def _make_room(self, newest: str = "") -> None:
         excess = self.size_bytes - self._limit_bytes
-        for digest in list(self._sizes):
-            if excess <= 0:
+        free = [d for d in self._sizes if d not in self._held and d != newest]
+        for digest in sorted(free, key=lambda d: d in self._treasured):  # stable: oldest use first
+            if excess <= 0 and len(self._sizes) <= _MOST_BLOBS:
                 return
-            if digest not in self._held and digest != newest:
-                excess -= self._sizes[digest]
-                self._remove(digest)
+            excess -= self._sizes[digest]
+            self._remove(digest)
 
     def _remove(self, digest: str) -> None:
         size = self._sizes.pop(digest)
+        self._whole.discard(digest)
         (self.folder / digest).unlink(missing_ok=True)
         (self.folder / f"{digest}{_OPTIMIZER}").unlink(missing_ok=True)
         log.debug("blob %s left the cache (%d B)", digest, size)

@@ -18,15 +18,17 @@ from partsum.node import control
 from partsum.node.blobs import BlobCache
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.protos.v1 import partsum_pb2_grpc as rpc
-from partsum.shared import wire
-from partsum.shared.errors import PartsumError, RefusedError, WireError
-from partsum.shared.files import read_chunks
+from partsum.shared import limits, wire
+from partsum.shared.credentials import Credentials, read_credentials
+from partsum.shared.errors import ConfigError, PartsumError, RefusedError, WireError
+from partsum.shared.files import append, read_chunks
+from partsum.shared.handshake import refusal
 from partsum.shared.messages import Blob, Update
-from partsum.shared.transport import CHANNEL_OPTIONS
+from partsum.shared.transport import BULK_OPTIONS, CHANNEL_OPTIONS, open_channel
 
 _DAMAGED_TRIES = 3
 # A channel of its own for each dial: a shared one would sit out its own back-off on top of ours.
-_OPTIONS = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+_OWN = ("grpc.use_local_subchannel_pool", 1)
 _REFUSALS = {
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.UNAUTHENTICATED,
@@ -59,48 +61,85 @@ class Client:
     All methods raise UnreachableError where the connection breaks, RefusedError where the
     coordinator says no, and WireError where bytes are not what was announced.
 
+    Blobs move on a connection of their own: behind one, on a slow link, heartbeats come too late
+    (a push of 1 MB at 1 Mbit/s: the node was taken for dead, over and over).
+
     Args:
         address: HOST:PORT.
         node: this node's name.
         count: told of blob bytes as they move.
+        credentials: shown over TLS; without any, all goes in the clear.
     """
 
     def __init__(
-        self, address: str, node: str, count: Count = lambda direction, size: None
+        self,
+        address: str,
+        node: str,
+        count: Count = lambda direction, size: None,
+        credentials: Credentials | None = None,
     ) -> None:
         self.address = address
         self._node = node
         self._count = count
+        self._credentials = credentials
         self._channel: grpc.aio.Channel | None = None
+        self._bulk: grpc.aio.Channel | None = None
 
     async def dial(self) -> None:
         """Start over with a new connection; calls on the old one end as unreachable."""
         await self.close()
-        self._channel = grpc.aio.insecure_channel(self.address, options=_OPTIONS)
+        self._credentials = self._newest_credentials()
+        self._channel = self._open(CHANNEL_OPTIONS)
+        self._bulk = self._open(BULK_OPTIONS)
+
+    def _open(self, options: list[tuple[str, int]]) -> grpc.aio.Channel:
+        return open_channel(self.address, self._credentials, [*options, _OWN])
+
+    def _newest_credentials(self) -> Credentials | None:
+        """As their file has them now: they may be renewed while a node runs."""
+        shown = self._credentials
+        try:
+            return read_credentials(shown.path) if shown else None
+        except ConfigError:
+            return shown  # the file has gone; what was read still holds, or is refused in words
 
     async def close(self) -> None:
         """Hang up."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
+        channels = (self._channel, self._bulk)
+        self._channel = self._bulk = None
+        for channel in filter(None, channels):
             await channel.close()
 
-    @property
-    def _stub(self) -> rpc.CoordinatorServiceAsyncStub:
-        if self._channel is None:
+    def _stub(self, channel: grpc.aio.Channel | None) -> rpc.CoordinatorServiceAsyncStub:
+        if channel is None:
             raise UnreachableError(f"not connected to {self.address}")
-        return rpc.CoordinatorServiceStub(self._channel)
+        return rpc.CoordinatorServiceStub(channel)
 
     async def control(
         self, outgoing: AsyncIterator[pb.ControlRequest]
     ) -> AsyncGenerator[control.Incoming, None]:
         """What the coordinator says, while ``outgoing`` is sent; ends when it hangs up."""
-        with self._in_words():
-            call = self._stub.Control(outgoing)
-            try:
-                async for response in call:
-                    yield control.incoming(response)
-            finally:
-                call.cancel()
+        heard = False
+        try:
+            with self._in_words():
+                call = self._stub(self._channel).Control(outgoing)
+                try:
+                    async for response in call:
+                        heard = True
+                        yield control.incoming(response)
+                finally:
+                    call.cancel()
+        except RefusedError as error:
+            if self._newest_credentials() == self._credentials:
+                raise
+            raise UnreachableError("there are newer credentials to show") from error
+        except UnreachableError as error:
+            if heard:
+                raise
+            reason = await asyncio.to_thread(refusal, self.address, self._credentials)
+            if reason:
+                raise RefusedError(reason) from error
+            raise
 
     async def pull(self, blob: Blob, blobs: BlobCache) -> Path:
         """Fetch a blob into the cache; goes on where an earlier, broken pull ended.
@@ -132,13 +171,13 @@ class Client:
             offset = file.tell()
             request = pb.PullRequest(node=self._node, digest=blob.digest, offset=offset)
             with self._in_words():
-                call = self._stub.Pull(request)
+                call = self._stub(self._bulk).Pull(request)
                 try:
                     async for response in call:
                         data = wire.chunk_from_wire(response.chunk, offset)
                         if offset + len(data) > blob.size_bytes:
                             raise WireError(f"blob {blob.digest} is longer than announced")
-                        file.write(data)
+                        append(file, data)
                         digest.update(data)
                         offset += len(data)
                         self._count("received", len(data))
@@ -151,8 +190,9 @@ class Client:
     async def offer(self, update: Update) -> Offered:
         """Ask how much of an update the coordinator holds already."""
         with self._in_words():
-            answer = await self._stub.Offer(self._offer(update))
-        return Offered(answer.wanted, answer.offset, answer.reason)
+            answer = await self._stub(self._channel).Offer(self._offer(update))
+        offset = limits.within(answer.offset, 0, update.blob.size_bytes, "the offset to send from")
+        return Offered(answer.wanted, offset, limits.in_words(answer.reason))
 
     async def push(self, update: Update, path: Path, offset: int) -> str:
         """Send an update's bytes from ``offset`` on; once this returns, it is in the journal.
@@ -161,8 +201,9 @@ class Client:
             Empty, or why the update was not accepted.
         """
         with self._in_words():
-            answer = await self._stub.Push(self._pieces(update, path, offset))
-        return "" if answer.accepted else answer.reason or "no reason was given"
+            pieces = self._pieces(update, path, offset)
+            answer = await self._stub(self._bulk).Push(pieces)
+        return "" if answer.accepted else limits.in_words(answer.reason) or "no reason was given"
 
     async def _pieces(
         self, update: Update, path: Path, offset: int

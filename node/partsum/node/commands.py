@@ -44,7 +44,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add = parser.add_argument
     add("--coordinator", required=True, metavar="HOST:PORT", help="where the coordinator listens")
     add("--device", default="auto", metavar="auto|cpu|cuda:N", help="where to train (auto)")
-    add("--name", help="this node's name, unique in the run (host and device)")
+    add(
+        "--credentials",
+        type=Path,
+        metavar="FILE",
+        help="what `partsum certs node` or `partsum tokens node` wrote, where the coordinator asks",
+    )
+    add("--name", help="this node's name, unique in the run (the credentials', or host and device)")
     add(
         "--state-dir",
         type=Path,
@@ -85,9 +91,20 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Fill in the defaults that depend on others. Raises ConfigError for unusable flags."""
+    from partsum.shared.credentials import load_credentials
     from partsum.shared.transport import split_address
 
     split_address(options.coordinator)
+    file = options.credentials
+    options.credentials = load_credentials(file, "node") if file else None
+    if options.credentials:
+        known = options.credentials.name
+        if options.name not in {None, known}:
+            raise ConfigError(
+                f"--name {options.name!r}: the credentials {file} are those of {known}; leave out "
+                "--name, or let the coordinator's host make credentials for that name"
+            )
+        options.name = known
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
         raise ConfigError(f"--device {options.device!r} is not auto, cpu or cuda:N")
     port = options.metrics_port
@@ -173,7 +190,10 @@ def _assemble(
     settings = WorkerSettings(options.device, options.threads, options.verbose)
     worker = WorkerProcess(partial(serve, settings=settings), rng, metrics.worker_restarts.inc)
     client = Client(
-        options.coordinator, options.name, lambda way, size: metrics.bytes.labels(way).inc(size)
+        options.coordinator,
+        options.name,
+        lambda way, size: metrics.bytes.labels(way).inc(size),
+        options.credentials,
     )
     blobs = BlobCache(state.blobs, int(options.cache_gib * 2**30))
     return Node(client, worker, state, blobs, metrics, options.name, rng), worker

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from partsum.protos.v1 import partsum_pb2 as pb
-from partsum.shared import wire
+from partsum.shared import limits, wire, wire_secure
 from partsum.shared.errors import WireError
 from partsum.shared.messages import Assignment, NodeProfile, Progress, TaskSpec
+from partsum.shared.secure import Ask, PublicKeys, Roster, SecureOpen, Shares
 
 # ---- what the coordinator says ------------------------------------------------------------------
 
@@ -53,7 +55,8 @@ class Quarantined:
     reason: str
 
 
-Incoming = Welcome | Assignment | Cancel | Refused | Finished | Quarantined
+Secure = SecureOpen | Roster | Shares | Ask
+Incoming = Welcome | Assignment | Cancel | Refused | Finished | Quarantined | Secure
 
 
 def incoming(response: pb.ControlResponse) -> Incoming:
@@ -64,29 +67,56 @@ def incoming(response: pb.ControlResponse) -> Incoming:
         case "assignment":
             return wire.assignment_from_wire(response.assignment)
         case "cancel":
-            return Cancel(response.cancel.assignment, response.cancel.reason)
+            return Cancel(
+                limits.short(response.cancel.assignment, "an assignment's name"),
+                limits.in_words(response.cancel.reason),
+            )
         case "refused":
-            return Refused(response.refused.reason, response.refused.retry)
+            return Refused(limits.in_words(response.refused.reason), response.refused.retry)
         case "finished":
-            return Finished(response.finished.reason)
+            return Finished(limits.in_words(response.finished.reason))
         case "quarantined":
-            return Quarantined(response.quarantined.reason)
+            return Quarantined(limits.in_words(response.quarantined.reason))
+        case "secure_open":
+            return wire_secure.open_from_wire(response.secure_open)
+        case "secure_roster":
+            return wire_secure.roster_from_wire(response.secure_roster)
+        case "secure_shares":
+            return wire_secure.shares_from_wire(response.secure_shares)
+        case "secure_ask":
+            return wire_secure.ask_from_wire(response.secure_ask)
     raise WireError("the coordinator said something unknown; update partsum on this node")
 
 
 def _welcome(welcome: pb.Welcome) -> Welcome:
-    try:
-        options = json.loads(welcome.task_options or "{}")
-    except ValueError as error:
-        raise WireError(f"the task's options are not JSON: {welcome.task_options!r}") from error
-    if not isinstance(options, dict) or not welcome.heartbeat_seconds > 0:
-        raise WireError(f"a welcome that makes no sense: {welcome}")
+    low, high = limits.BEAT_SECONDS
     return Welcome(
-        run=welcome.run,
-        task=TaskSpec(welcome.task, options),
-        heartbeat_seconds=welcome.heartbeat_seconds,
+        run=limits.in_words(limits.short(welcome.run, "the run's name")),
+        task=TaskSpec(limits.short(welcome.task, "the task's name"), _options(welcome)),
+        heartbeat_seconds=limits.within(welcome.heartbeat_seconds, low, high, "heartbeat_seconds"),
         stream_samples=welcome.stream_samples,
     )
+
+
+def _options(welcome: pb.Welcome) -> dict[str, Any]:
+    """The task's options: what a config can hold, and nothing else."""
+    text = limits.short(welcome.task_options, "the task's options", limits.OPTIONS_BYTES)
+    try:
+        options = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"the task's options are not JSON: {text[:200]!r}") from error
+    if not isinstance(options, dict) or not all(map(_is_option, options.values())):
+        raise WireError(
+            "the task's options are not an object of numbers, texts, truth values and lists of "
+            f"whole numbers: {text[:200]!r}"
+        )
+    return options
+
+
+def _is_option(value: object) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(item, int) for item in value)
+    return isinstance(value, int | float | str)
 
 
 # ---- what the node says -------------------------------------------------------------------------
@@ -132,3 +162,18 @@ def progress(progress: Progress) -> pb.ControlRequest:
 def failed(assignment_id: str, reason: str) -> pb.ControlRequest:
     """I cannot do this assignment."""
     return pb.ControlRequest(failed=pb.Failed(assignment=assignment_id, reason=reason))
+
+
+def secure_keys(session: str, keys: PublicKeys) -> pb.ControlRequest:
+    """These are my public keys for this session."""
+    return pb.ControlRequest(secure_keys=wire_secure.keys_to_wire(session, keys))
+
+
+def secure_shares(sealed: Shares) -> pb.ControlRequest:
+    """My secrets' shares, sealed for the other members."""
+    return pb.ControlRequest(secure_shares=wire_secure.shares_to_wire(sealed))
+
+
+def secure_reveal(opened: Shares) -> pb.ControlRequest:
+    """My shares of what takes the masks off the sum."""
+    return pb.ControlRequest(secure_reveal=wire_secure.shares_to_wire(opened))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -17,10 +18,13 @@ from partsum.node.blobs import BlobCache
 from partsum.node.client import Client, UnreachableError
 from partsum.node.metrics import NodeMetrics
 from partsum.node.process import WorkerProcess
+from partsum.node.secrets import SecretsFile
+from partsum.node.secure import SecureMember
 from partsum.node.state import NodeState
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared.errors import RefusedError, WireError
 from partsum.shared.messages import Assignment, NodeProfile
+from partsum.shared.secure import Ask, Roster, SecureOpen, Shares
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +69,9 @@ class Node:
         self._outbox: asyncio.Queue[pb.ControlRequest | None] = asyncio.Queue()
         self._joined = asyncio.Event()  # set between our Ready and the end of that connection
         self._profile: NodeProfile | None = None
+        self._secure = SecureMember(SecretsFile(state.folder / "secrets.json"), name, os.urandom)
         self._assignments = Assignments(
-            client, worker, state, blobs, metrics, rng, self._joined, self._say
+            client, worker, state, blobs, metrics, self._secure, rng, self._joined, self._say
         )
         self._side_tasks: set[asyncio.Task[None]] = set()  # of the connection
         self._next_complaint = 0.0
@@ -163,6 +168,8 @@ class Node:
     def _hear(self, message: control.Incoming) -> None:
         match message:
             case control.Welcome():
+                if self._side_tasks:
+                    raise WireError("it said Welcome twice")
                 log.info("welcome run=%s task=%s", message.run, message.task.name)
                 self._metrics.connected.set(1)
                 self._beside(self._beat(message.heartbeat_seconds), "heartbeat")
@@ -181,7 +188,11 @@ class Node:
                     "connected; see above what failed, and mend it before the next run",
                     reason,
                 )
+            case SecureOpen() | Roster() | Shares() | Ask():
+                if (answer := self._secure.answer(message)) is not None:
+                    self._say(answer)
             case control.Finished(reason):
+                self._secure.forget()
                 if not self._ended.done():
                     self._ended.set_result(reason)
 

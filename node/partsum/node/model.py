@@ -40,11 +40,12 @@ def build_part(
     module keeps tensors that only building it for real can fill.
 
     Raises:
-        WireError: ``start`` does not hold the part's tensors.
+        WireError: the part is of another model, or ``start`` does not hold its tensors.
     """
     base = _on_meta(make_model)
     if base is not None:
         widths = find_widths(base)
+        _check_fits(part, widths)
         narrow = cut_module(base, widths, part)
         if start is not None and _is_all_state(narrow):
             narrow = _empty_on_cpu(narrow)
@@ -55,10 +56,22 @@ def build_part(
     if base is None:
         base = _for_real(make_model, seed)
         widths = find_widths(base)
+        _check_fits(part, widths)
         narrow = fresh_module(cut_module(base, widths, part), seed)
     if start is not None:
         _load(narrow, start)
     return PartModel(narrow, _shares(base, widths, part))
+
+
+def _check_fits(part: Part, widths: Widths) -> None:
+    """Nothing else would notice: on the meta device no index is out of range."""
+    known = {group.name: group.units for group in widths.groups}
+    for name, units in part.units.items():
+        if units[-1] >= known.get(name, 0):
+            raise WireError(
+                f"the part keeps unit {units[-1]} of width group {name!r}, of which this model has "
+                f"{known.get(name, 0)}. Coordinator and node must run the same task"
+            )
 
 
 def _on_meta(make_model: Callable[[], nn.Module]) -> nn.Module | None:

@@ -49,9 +49,9 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def save_moments(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, part: Part
 ) -> None:
-    """Write `moments` to a file of their own, atomically."""
+    """Write `moments` to a file of their own, atomically; a power cut after this does no harm."""
     tensors = moments(module, optimizer)
-    save_tensors(path, tensors, {"part": part_digest(part)}, durable=False)
+    save_tensors(path, tensors, {"part": part_digest(part)})
 
 
 def moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

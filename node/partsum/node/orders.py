@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from partsum.shared.masks import Mask
 from partsum.shared.messages import Assignment, NodeProfile, Progress, TaskSpec, Update
+from partsum.shared.secure import Masking
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,25 @@ class Train:
 
 
 @dataclass(frozen=True)
+class PutOn:
+    """Put these masks on an update, in a file of its own."""
+
+    ticket: int
+    update: Update
+    path: Path  # of the update
+    masking: Masking
+    masks: tuple[Mask, ...]
+    output: Path
+
+
+@dataclass(frozen=True)
 class Stop:
     """Leave the order with this ticket, at the next step."""
 
     ticket: int
 
 
-Order = Load | Train | Stop
+Order = Load | Train | PutOn | Stop
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
 from partsum.node.backoff import Backoff
+from partsum.node.death import OomWatch, death_in_words
 from partsum.node.orders import (
     Answer,
     Done,
@@ -23,6 +24,7 @@ from partsum.node.orders import (
     Loaded,
     NotLoaded,
     Order,
+    PutOn,
     Stop,
     Train,
     Undone,
@@ -59,6 +61,8 @@ class WorkerProcess:
         self._on_restart = on_restart
         self._tickets = itertools.count(1)
         self._task: TaskSpec | None = None
+        self._profile: NodeProfile | None = None  # of the first worker that loaded the task
+        self._oom = OomWatch()
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
         self._loading: asyncio.Task[NodeProfile] | None = None
@@ -79,7 +83,7 @@ class WorkerProcess:
         """
         if self._loading is None or task != self._task:
             await self._drop_loading()
-            self._task = task
+            self._task, self._profile = task, None
             self._load_again()
         return await self._whole()
 
@@ -112,10 +116,29 @@ class WorkerProcess:
                 await self._backoff.wait()
             else:
                 self._backoff.reset()
-                return profile
+                return self._unchanged(profile)
+
+    def _unchanged(self, profile: NodeProfile) -> NodeProfile:
+        """The coordinator knows the first worker's task and data; a later one must have the same.
+
+        Raises TaskError where a worker that was started anew has found others.
+        """
+        first = self._profile = self._profile or profile
+        before, now = ((p.task_digest, p.data_digest) for p in (first, profile))
+        if before != now:
+            raise TaskError(
+                "the task or its data has changed on this host since this node joined; start the "
+                "node again, and the coordinator will say whether they are still its own"
+            )
+        return profile
 
     async def train(self, order: Train, on_progress: Callable[[Progress], None]) -> Done:
-        """Train; waits for a worker with the task loaded if need be.
+        """Train; as `carry_out`."""
+        self._on_progress = on_progress
+        return await self.carry_out(order)
+
+    async def carry_out(self, order: Train | PutOn) -> Done:
+        """Do what is ordered; waits for a worker with the task loaded if need be.
 
         Cancelling this tells the worker to stop; the next order can be given at once.
 
@@ -126,7 +149,6 @@ class WorkerProcess:
         await self._whole()
         done: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._training[order.ticket] = done
-        self._on_progress = on_progress
         self._send(order)
         try:
             return await done
@@ -157,6 +179,7 @@ class WorkerProcess:
             self._loading = None
 
     def _start(self) -> None:
+        self._oom = OomWatch()
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=self._main, args=(theirs,), name="worker")
@@ -219,7 +242,7 @@ class WorkerProcess:
             pass
         process = self._process
         process.join()
-        reason = death_in_words(process.exitcode)
+        reason = death_in_words(process.exitcode, self._oom.happened())
         self._let_go()
         error = TrainingError(f"the worker process died: {reason}")
         for ticket in list(self._training):
@@ -239,15 +262,3 @@ class WorkerProcess:
             loop.remove_reader(self._pipe.fileno())
             self._pipe.close()
         self._process = self._pipe = None
-
-
-def death_in_words(exit_code: int | None) -> str:
-    """Why a process ended, for a person."""
-    if exit_code is None or exit_code >= 0:
-        return f"exit code {exit_code}"
-    if exit_code == -signal.SIGKILL:
-        return "killed (SIGKILL), most likely because the host was out of memory"
-    try:
-        return f"signal {signal.Signals(-exit_code).name}"
-    except ValueError:
-        return f"signal {-exit_code}"

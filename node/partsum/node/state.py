@@ -1,4 +1,4 @@
-"""What a node keeps between its lives: who it is, and its last finished update."""
+"""What a node keeps between its lives: who it is, and what it finished last of each part."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import fcntl
 import json
 import os
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
 from partsum.shared import wire
 from partsum.shared.errors import StateError
 from partsum.shared.messages import Assignment, Blob, NodeProfile, Update
+
+_KEEP_PARTS = 8
 
 
 @dataclass(frozen=True)
@@ -65,21 +69,33 @@ class NodeState:
         self._lock.close()
 
     def finish(self, finished: Finished) -> None:
-        """Remember an update; the one before is forgotten."""
-        _write(self._finished, json.dumps(asdict(finished)))
+        """Remember an update; the one before it of the same part is forgotten.
 
-    def forget(self) -> None:
-        """There is no last update: the coordinator will not have it."""
-        self._finished.unlink(missing_ok=True)
+        Of parts that this node has not had for long the oldest are forgotten too.
+        """
+        part = finished.update.part_index
+        others = [known for known in self.finished() if known.update.part_index != part]
+        self._remember([*others, finished][-_KEEP_PARTS:])
 
-    def finished(self) -> Finished | None:
-        """The last update, or None; what cannot be read is nothing."""
+    def forget(self, key: str) -> None:
+        """The coordinator will not have the update of that key."""
+        self._remember([known for known in self.finished() if known.key != key])
+
+    def finished(self) -> list[Finished]:
+        """The last update of each part, the newest last; what cannot be read is nothing."""
         try:
-            values = json.loads(self._finished.read_text(encoding="utf-8"))
-            update = values["update"]
-            return Finished(values["key"], Update(**{**update, "blob": Blob(**update["blob"])}))
+            entries = json.loads(self._finished.read_text(encoding="utf-8"))
+            return [_finished(entry) for entry in entries]
         except (OSError, ValueError, KeyError, TypeError):
-            return None
+            return []
+
+    def _remember(self, finished: list[Finished]) -> None:
+        _write(self._finished, json.dumps([asdict(known) for known in finished]))
+
+
+def _finished(entry: Mapping[str, Any]) -> Finished:
+    update = entry["update"]
+    return Finished(entry["key"], Update(**{**update, "blob": Blob(**update["blob"])}))
 
 
 def assignment_key(assignment: Assignment, profile: NodeProfile) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import resource
 import time
@@ -26,7 +27,9 @@ from partsum.shared.messages import Assignment, Blob, Progress, Update
 from partsum.shared.moments import part_digest
 from partsum.shared.schedule import rate
 from partsum.shared.task import Samples, Task, gather, walk
-from partsum.shared.tensors import save_tensors
+from partsum.shared.tensors import TensorFile, save_tensors
+
+log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.25
 
@@ -102,9 +105,8 @@ def train(
         model = build_part(task.model, a.part, a.seed, job.start)
         model.module.to(job.device).train()
         optimizer = make_optimizer(model, a.settings, job.device)
-        source = job.start if a.settings.carry_moments else job.optimizer
-        if source is not None and a.settings.aggregate == "weights":
-            load_moments(source, model.module, optimizer, a.part)
+        if a.settings.aggregate == "weights":
+            _go_on(job, model, optimizer)
         tally = Tally(a, clock)
         for indices in walk(
             a.seed, job.cluster, a.first_sample, a.num_samples, a.settings.batch_size
@@ -120,6 +122,28 @@ def train(
                 on_progress(tally.progress())
         tally.settle()
         return _write(job, model, optimizer, tally)
+
+
+def _go_on(job: Job, model: PartModel, optimizer: torch.optim.Optimizer) -> None:
+    """Take over the moments of the part's last training; said where they are missing."""
+    a = job.assignment
+    source = job.start if a.settings.carry_moments else job.optimizer
+    if source is not None and load_moments(source, model.module, optimizer, a.part):
+        return
+    if job.start is not None and _trained_part(job.start) == part_digest(a.part):
+        outcome = "; the run's weights will not be those of an undisturbed run"
+        log.warning(
+            "assignment %s begins without the optimizer's moments: this node has not trained the "
+            "part last, or has lost them (a larger --cache-gib keeps them)%s",
+            a.id,
+            outcome if a.settings.deterministic else "",
+        )
+
+
+def _trained_part(path: Path) -> str:
+    """The digest of the part that the file is an update of; empty where it was cut from a base."""
+    with TensorFile(path) as file:
+        return file.metadata.get("part", "")
 
 
 def _forward(task: Task, job: Job, module: nn.Module, indices: Tensor) -> Tensor:
@@ -212,14 +236,13 @@ def _write(job: Job, model: PartModel, optimizer: torch.optim.Optimizer, tally: 
     a = job.assignment
     tensors = dict(model.module.state_dict())
     beside: Path | None = None
-    metadata: dict[str, str] = {}
+    metadata = {"part": part_digest(a.part)}
     if a.settings.aggregate == "gradients":
         for name, parameter in model.module.named_parameters(remove_duplicate=False):
             grad = parameter.grad
             tensors[name] = torch.zeros_like(parameter) if grad is None else grad
     elif a.settings.carry_moments:
         tensors |= moments(model.module, optimizer)
-        metadata["part"] = part_digest(a.part)
     elif a.num_samples:
         beside = job.output.with_name(f"{job.output.name}.optimizer")
         save_moments(beside, model.module, optimizer, a.part)

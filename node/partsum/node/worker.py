@@ -15,7 +15,18 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from partsum.node.orders import Answer, Done, Going, Load, Loaded, NotLoaded, Stop, Train, Undone
+from partsum.node.orders import (
+    Answer,
+    Done,
+    Going,
+    Load,
+    Loaded,
+    NotLoaded,
+    PutOn,
+    Stop,
+    Train,
+    Undone,
+)
 from partsum.shared.errors import DataError, PartsumError, TaskError
 from partsum.shared.logs import set_up_logging
 from partsum.shared.messages import NodeProfile, Progress, TaskSpec
@@ -57,7 +68,7 @@ class _Orders:
 
     pipe: Connection
     stopped: set[int] = field(default_factory=set)
-    _queue: queue.SimpleQueue[Load | Train] = field(default_factory=queue.SimpleQueue)
+    _queue: queue.SimpleQueue[Load | Train | PutOn] = field(default_factory=queue.SimpleQueue)
 
     def listen(self) -> None:
         while True:
@@ -70,7 +81,7 @@ class _Orders:
             else:
                 self._queue.put(order)
 
-    def next(self) -> Load | Train:
+    def next(self) -> Load | Train | PutOn:
         return self._queue.get()
 
 
@@ -85,9 +96,12 @@ class _Bench:
         self._task: Task | None = None
         self._samples: Samples | None = None
 
-    def obey(self, order: Load | Train) -> None:
+    def obey(self, order: Load | Train | PutOn) -> None:
         if isinstance(order, Load):
             self._say(self._load(order.task))
+            return
+        if isinstance(order, PutOn):
+            self._say(self._put_on(order))
             return
         answer, broken = self._train(order)
         self._say(answer)
@@ -99,6 +113,15 @@ class _Bench:
             self._pipe.send(answer)
         except OSError:
             os._exit(0)
+
+    def _put_on(self, order: PutOn) -> Done | Undone:
+        from partsum.node.masking import mask_update
+
+        try:
+            masked = mask_update(order.update, order.path, order.masking, order.masks, order.output)
+        except (PartsumError, OSError, MemoryError) as error:
+            return Undone(order.ticket, str(error))
+        return Done(order.ticket, masked, order.output, None)
 
     def _load(self, spec: TaskSpec) -> Loaded | NotLoaded:
         try:

@@ -10,20 +10,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
+import psutil
 
 PROGRAM = (sys.executable, "-m", "partsum.shared")
-Make = Callable[..., "Cluster"]
 
 CONFIG = """
 name = "test"
 seed = 3
+{top}
 [task]
-name = "partsum.shared.tasks:digits"
-options = {{ widths = [32, 32] }}
+{task}
 [parts]
 count = 2
 rounds = {rounds}
@@ -38,20 +37,28 @@ heartbeat_seconds = 0.5
 [handoff]
 enabled = {handoff}
 epochs = 3.0
+{handoff_section}
 [server]
-port = 0
+port = {port}
 metrics_port = 0
 {more}
 """
+DIGITS = """\
+name = "partsum.shared.tasks:digits"
+options = { widths = [32, 32] }"""
 
 
 class Cluster:
-    """A coordinator and its nodes; every process ends with the test."""
+    """A coordinator and its nodes; every process ends with the test.
 
-    def __init__(self, folder: Path) -> None:
+    ``address`` is where the coordinator listens, if that is known before it runs.
+    """
+
+    def __init__(self, folder: Path, address: str = "") -> None:
         self.folder = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.address = ""
+        self.address = address
+        self.places: dict[str, list[str]] = {}  # what a process's command begins with
         self.run = Path()
 
     def configure(
@@ -59,8 +66,12 @@ class Cluster:
         rounds: int = 2,
         local_epochs: float = 1.0,
         handoff: bool = False,
+        port: int = 0,
+        top: str = "",
+        task: str = DIGITS,
         parts: str = "",
         rounds_section: str = "",
+        handoff_section: str = "",
         more: str = "",
     ) -> None:
         """Write the run's config."""
@@ -68,8 +79,12 @@ class Cluster:
             rounds=rounds,
             local_epochs=local_epochs,
             handoff=str(handoff).lower(),
+            port=port,
+            top=top,
+            task=task,
             parts=parts,
             rounds_section=rounds_section,
+            handoff_section=handoff_section,
             more=more,
         )
         (self.folder / "run.toml").write_text(text)
@@ -103,7 +118,7 @@ class Cluster:
         """Start a partsum process; its output goes to NAME.log."""
         with open(self.folder / f"{name}.log", "ab") as log:
             self.processes[name] = subprocess.Popen(
-                [*PROGRAM, *arguments],
+                [*self.places.get(name, []), *PROGRAM, *arguments],
                 cwd=folder or self.folder,
                 stdout=log,
                 stderr=log,
@@ -115,6 +130,23 @@ class Cluster:
         """As the out-of-memory killer would."""
         self.processes[name].send_signal(signal.SIGKILL)
         self.processes[name].wait()
+
+    def worker(self, name: str) -> psutil.Process | None:
+        """The process that trains for a node, if there is one."""
+        try:
+            children = psutil.Process(self.processes[name].pid).children()
+            found = [c for c in children if "multiprocessing.spawn" in " ".join(c.cmdline())]
+        except psutil.Error:  # it died while it was looked at
+            return None
+        return found[0] if found else None
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes of the hand-off."""
+        try:
+            children = psutil.Process(self.processes["coordinator"].pid).children()
+            return [c for c in children if any("handoff_job" in word for word in c.cmdline())]
+        except psutil.Error:
+            return []
 
     def limit_files(self, name: str, limit_bytes: int) -> None:
         """From now on no file of the process may grow beyond this."""
@@ -136,6 +168,24 @@ class Cluster:
             assert time.monotonic() < end, f"{name} never said {text!r}:\n{self.log(name)}"
             time.sleep(0.02)
 
+    def listen(self) -> Callable[[str, str], float]:
+        """Call what this gives to wait until a process says something, after now, once more.
+
+        Returns the seconds from now until then.
+        """
+        begun = time.monotonic()
+        paths = {name: self.folder / f"{name}.log" for name in self.processes}
+        seen = {name: path.stat().st_size for name, path in paths.items()}
+
+        def until(name: str, text: str) -> float:
+            while text.encode() not in paths[name].read_bytes()[seen[name] :]:
+                waited = time.monotonic() - begun
+                assert waited < 90, f"{name} never said {text!r}:\n{self.log(name)}"
+                time.sleep(0.005)
+            return time.monotonic() - begun
+
+        return until
+
     def summary(self) -> dict[str, object]:
         """The run's summary.json."""
         found: dict[str, object] = json.loads((self.run / "summary.json").read_text())
@@ -151,21 +201,3 @@ class Cluster:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-
-
-@pytest.fixture
-def make_cluster(tmp_path: Path) -> Iterator[Make]:
-    """Makes clusters, each in a folder of its own, and ends them."""
-    made: list[Cluster] = []
-
-    def make(name: str = "cluster", **settings: object) -> Cluster:
-        folder = tmp_path / name
-        folder.mkdir()
-        cluster = Cluster(folder)
-        cluster.configure(**settings)  # type: ignore[arg-type]
-        made.append(cluster)
-        return cluster
-
-    yield make
-    for cluster in made:
-        cluster.close()
