@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from partsum.shared.config import RunConfig
+from partsum.shared.config.trust import LOOPBACK
 
 
 def advise(config: RunConfig) -> list[str]:
-    """A sentence for each thing that is allowed but was measured to end badly."""
+    """A sentence for each thing that is allowed but ends badly."""
+    return [*_open_door(config), *_clusters_without_handoff(config)]
+
+
+def _open_door(config: RunConfig) -> list[str]:
+    server = config.server
+    if server.auth != "none" or server.host in LOOPBACK:
+        return []
+    return [
+        f'host = "{server.host}" with auth = "none": whoever can reach it can fetch the model, '
+        "send updates and stop the run (docs/security.md)"
+    ]
+
+
+def _clusters_without_handoff(config: RunConfig) -> list[str]:
+    """Measured (docs/method.md)."""
     block = config.parts.planner == "complement" and config.parts.mode == "block"
     if not block or config.data.clusters == "iid" or config.handoff.enabled:
         return []

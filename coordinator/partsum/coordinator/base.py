@@ -90,6 +90,21 @@ class Base:
             self._grouped = (norm_parts, model.to(self.device))
         return self._grouped[1]
 
+    @property
+    def trained(self) -> set[str]:
+        """The names of the parameters that training changes, under all of their names."""
+        named = self.shape.named_parameters(remove_duplicate=False)
+        return {name for name, parameter in named if parameter.requires_grad}
+
+    def fresh_part(self, part: Part, seed: int) -> dict[str, Tensor]:
+        """What a part starts from where it starts from its seed, as its node makes it.
+
+        Not safe in two threads at once: torch has one generator. A parameter that no
+        ``reset_parameters`` fills has other values here than there.
+        """
+        narrow = cut_module(self._built([]), self.widths, part).cpu()
+        return dict(fresh_module(narrow, seed).state_dict())
+
     def part_model(self, part: Part, tensors: Readable) -> nn.Module:
         """A part's own small model in evaluation mode, with an update's weights."""
         model = cut_module(self._built([]), self.widths, part)

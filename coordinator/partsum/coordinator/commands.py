@@ -1,10 +1,12 @@
-"""The coordinator's commands: coordinator, run, plan, demo."""
+"""The coordinator's commands: coordinator, run, plan, demo; certs and tokens are next door."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 from typing import Any
+
+from partsum.coordinator.access_commands import add_access_commands
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
@@ -13,6 +15,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     _add_run(commands)
     _add_plan(commands)
     _add_demo(commands)
+    add_access_commands(commands)
 
 
 def _add_coordinator(commands: argparse._SubParsersAction[Any]) -> None:
@@ -67,6 +70,12 @@ def _add_run(commands: argparse._SubParsersAction[Any]) -> None:
         action.add_argument(
             "--coordinator", metavar="HOST:PORT", help="ask this coordinator instead of a folder"
         )
+        action.add_argument(
+            "--credentials",
+            type=Path,
+            metavar="FILE",
+            help="an operator's credentials (on the coordinator's host: the access folder's)",
+        )
         if name == "status":
             action.add_argument("--json", action="store_true", help="print JSON")
         action.set_defaults(run=_run_action, action=name)
@@ -85,10 +94,10 @@ def _run_action(options: argparse.Namespace) -> int:
     from partsum.coordinator import operator
 
     if options.action == "stop":
-        return operator.stop(options.folder, options.coordinator)
+        return operator.stop(options.folder, options.coordinator, options.credentials)
     if options.action == "watch":
-        return operator.watch_run(options.folder, options.coordinator)
-    return operator.status(options.folder, options.coordinator, options.json)
+        return operator.watch_run(options.folder, options.coordinator, options.credentials)
+    return operator.status(options.folder, options.coordinator, options.credentials, options.json)
 
 
 def _run_list(options: argparse.Namespace) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-from datetime import UTC, datetime
 from typing import Literal
 
 from partsum.coordinator.cost import part_cost
@@ -25,6 +24,7 @@ from partsum.coordinator.summary import (
     part_picture,
     write_summary,
 )
+from partsum.shared.files import write_file
 from partsum.shared.part import WHOLE
 
 _INCIDENTS = 500  # a page that people read
@@ -36,14 +36,14 @@ def conclude(run: Run, registry: Registry, state: Outcome, reason: str) -> Summa
     """Write the run's summary and report into its folder."""
     summary = summarise(run, registry, state, reason)
     write_summary(run.folder / "summary.json", summary)
-    (run.folder / "report.html").write_text(render_report(summary), encoding="utf-8")
-    run.store.note(state=state, reason=reason)
+    write_file(run.folder / "report.html", render_report(summary).encode())
     return summary
 
 
 def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summary:
     """The journal and what the process knows, as a Summary."""
     store, config, now = run.store, run.config, run.clock.now()
+    started_at, ended_at = run.clock.dates()
     plan = store.plan(run.next_round - 1) if run.next_round else None
     sizes = {group.name: group.units for group in run.base.widths.groups}
     final = run.folder / "final.safetensors"
@@ -55,8 +55,8 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
         config_digest=config_digest(config),
         config=config.model_dump(mode="json"),
         seed=config.seed,
-        started_at=_iso(run.clock.started_at),
-        ended_at=_iso(run.clock.started_at + now),
+        started_at=started_at,
+        ended_at=ended_at,
         state=state,
         reason=reason,
         wall_seconds=now,
@@ -85,14 +85,11 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
         full_model_bytes=_full_model_bytes(run, whole.state_bytes) if moved else None,
         final_accuracy=run.accuracy,
         final_loss=run.loss,
+        privacy_epsilon=run.epsilon(),
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         checkpoint=final.name if final.exists() else _newest_base(run),
         report="report.html",
     )
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _newest_base(run: Run) -> str | None:
@@ -163,9 +160,8 @@ def _rounds(run: Run) -> tuple[RoundSummary, ...]:
     rounds = []
     events = run.store.events()
     for number, (result, opened, closed) in run.store.results().items():
-        plan = run.store.plan(number)
         updates = run.store.updates(number)
-        count = len(plan.parts) if plan else 0
+        count = run.config.parts.count
         during = [event for event in events if opened <= event[0] <= closed]
         partial = [text for _, kind, _, _, text in during if kind == "partial"]
         rounds.append(

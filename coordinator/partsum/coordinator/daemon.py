@@ -12,11 +12,14 @@ from partsum.coordinator import events as e
 from partsum.coordinator.desk import NodeDesk, OpenRound
 from partsum.coordinator.handover import begin_handoff, hand_over
 from partsum.coordinator.intake import Intake
+from partsum.coordinator.jobs import alive
 from partsum.coordinator.metrics import Metrics
 from partsum.coordinator.registry import Registry
 from partsum.coordinator.rounds import RoundMachine
 from partsum.coordinator.run import Run
+from partsum.coordinator.secure_rounds import Opening, SecureRounds
 from partsum.coordinator.terms import round_settings
+from partsum.coordinator.unmask import LapsedError
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared.errors import PartsumError
 from partsum.shared.messages import RunStatus
@@ -45,6 +48,8 @@ class CoordinatorDaemon:
         machine, metrics = self._machine, self.metrics
         self.desk = NodeDesk(run, registry, machine, metrics, self._decide, self._publish)
         self.intake = Intake(self.desk, run, machine, metrics, self._decide)
+        secrecy = self.desk.secrecy
+        self._secure = SecureRounds(run, secrecy) if secrecy else None
         self._address = address
         self._reason = ""
         self._reminded = 0.0
@@ -158,23 +163,49 @@ class CoordinatorDaemon:
         live = [node for node in self.desk.registry if node.session]
         profiles = {node.name: node.profile for node in live if node.profile}
         plan, holders, done = await self.run.open_round(round, profiles)
-        base = self.run.store.base_path(plan.base)
-        travels = 3 if self.run.config.parts.moments == "travel" else 1  # two moments a weight
-        largest = travels * base.stat().st_size + (1 << 20)  # no part is larger; a header may be
-        self.desk.round = OpenRound(plan, self.run.workshop.cutter.blob_paths(plan), largest)
-        self._decide(e.Planned(holders, done))
+        opening = Opening(holders, done)
+        if self._secure is not None:
+            here = {node.name for node in live} & set(alive(self._machine.members))
+            try:
+                opening = await self._secure.open(plan, holders, done, here)
+            except LapsedError as error:
+                self._lapse(error)
+                return
+        self.desk.round = OpenRound(
+            plan,
+            self.run.workshop.cutter.blob_paths(plan),
+            self.run.workshop.largest_update(plan),
+            masking=opening.masking,
+        )
+        self._decide(e.Planned(opening.holders, opening.done, opening.needed))
+
+    def _lapse(self, error: LapsedError) -> None:
+        assert self._secure is not None
+        self._secure.lapsed(error)
+        self._decide(e.Lapsed(str(error)))
 
     async def _merge(self, missing: tuple[int, ...], why: str) -> None:
         open_round = self.desk.round
         assert open_round is not None
+        if self.intake.withdraw_outliers(missing):
+            return  # back to training, or the round closes anew without them
         self.run.stages.note("send", open_round.send_seconds)
-        result = await self.run.close_round(open_round.plan, missing)
+        try:
+            if self._secure is not None:
+                await self._secure.unmask(open_round.plan)
+            result = await self.run.close_round(open_round.plan, missing)
+        except LapsedError as error:
+            self._lapse(error)
+            return
         if missing:
             names = ", ".join(map(str, missing))
             text = f"round {open_round.plan.round + 1} closed without part {names}: {why}"
             log.warning("%s", text)
             self.run.store.note_event(self.run.clock.now(), "partial", text)
             self.metrics.partial.inc()
+        if (spent := self.run.epsilon()) is not None:
+            log.info("privacy: epsilon %.3g at delta %g", spent, self.run.config.privacy.delta)
+            self.metrics.epsilon.set(spent)
         self._show_scores(result.loss, result.accuracy)
         for stage, seconds in result.stage_seconds.items():
             self.metrics.stage_seconds.labels(stage).observe(seconds)

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from partsum.coordinator.folder import unfinished_run
-from partsum.coordinator.operator import UnreachableError, statuses
+from partsum.coordinator.operator import Target, UnreachableError, statuses
 from partsum.coordinator.summary import read_summary
 from partsum.coordinator.watch import summary_table, watch
 from partsum.shared.config import load_config
@@ -33,7 +33,12 @@ def run_demo(nodes: int, config: Path | None, new: bool) -> int:
         raise ConfigError(f"--nodes {nodes}: at least one node is needed")
     with resources.as_file(resources.files("partsum.coordinator") / "demo.toml") as built_in:
         path = config or built_in
-        folder = Path(load_config(path).folder) / "demo"
+        loaded = load_config(path)
+        if loaded.server.auth != "none":
+            raise ConfigError(
+                f'{path}: the demo\'s nodes have no credentials; set auth = "none" under [server]'
+            )
+        folder = Path(loaded.folder) / "demo"
         folder.mkdir(parents=True, exist_ok=True)
         return asyncio.run(Demo(path, folder, nodes, new, Console()).run())
 
@@ -84,7 +89,7 @@ class Demo:
                 name, ["node", "--coordinator", address, *flags, "--metrics-port", "0"]
             )
         with contextlib.suppress(UnreachableError):  # it is said below, from its exit code
-            await watch(statuses(address), self._console)
+            await watch(statuses(Target(address)), self._console)
         code = await self._processes[0].wait()
         summary = run / "summary.json"
         if code != EXIT_OK or not summary.exists():

@@ -6,8 +6,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from partsum.coordinator import events as e
@@ -16,11 +16,13 @@ from partsum.coordinator.records import RoundPlan
 from partsum.coordinator.registry import Node, Registry, Session
 from partsum.coordinator.rounds import RoundMachine
 from partsum.coordinator.run import Run
-from partsum.coordinator.terms import assignment, check_profile, needs_its_node
+from partsum.coordinator.secrecy import Secrecy
+from partsum.coordinator.terms import assignment, check_profile, check_texts, needs_its_node
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared import wire
 from partsum.shared.errors import RefusedError, StateError
 from partsum.shared.messages import NodeProfile, Progress
+from partsum.shared.secure import Masking
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,8 @@ class OpenRound:
     blobs: dict[str, Path]  # what nodes may pull, by digest
     largest_bytes: int  # that an update's file can have
     send_seconds: float = 0.0  # the longest delivery of an assignment
+    given: dict[int, set[str]] = field(default_factory=dict)  # whom each part went to
+    masking: Mapping[int, Masking] = field(default_factory=dict)  # by part, where updates are
 
     def assignment_id(self, part: int) -> str:
         """The name of a part's assignment."""
@@ -58,7 +62,18 @@ class NodeDesk:
         self._metrics = metrics
         self._decide = decide
         self.changed = changed
+        self.secrecy = self._make_secrecy()
         self._samples_lock = asyncio.Lock()  # two must not write one cluster's file at once
+
+    def _make_secrecy(self) -> Secrecy | None:
+        config = self._run.config
+        if not config.privacy.secure_aggregation:
+            return None
+        terms = self._machine.settings
+        patience = terms.return_seconds + 10 * config.rounds.heartbeat_seconds
+        return Secrecy(
+            self.registry, terms.quorum, patience, lambda node, why: self.give_back(node, -1, why)
+        )
 
     # -- assignments ------------------------------------------------------------------------------
 
@@ -67,6 +82,7 @@ class NodeDesk:
         node, round = self.registry.get(name), self.round
         assert node is not None
         assert round is not None
+        round.given.setdefault(part, set()).add(name)
         node.rest("receiving")
         node.part, node.assigned_samples = part, round.plan.parts[part].num_samples
         node.assigned_at = self._run.clock.now()
@@ -93,6 +109,7 @@ class NodeDesk:
         assert node is not None
         assert round is not None
         given = assignment(self._run.config, round.plan, part)
+        given = replace(given, masking=round.masking.get(part))
         if node.profile is not None and not node.profile.data_digest:
             async with self._samples_lock:
                 path, blob = await asyncio.to_thread(
@@ -123,6 +140,7 @@ class NodeDesk:
 
     def joins(self, hello: pb.Hello) -> tuple[Node, Session]:
         """A node connects. Raises RefusedError."""
+        check_texts(instance=hello.instance, version=hello.version)
         if hello.protocol != wire.PROTOCOL:
             raise RefusedError(
                 f"this node speaks protocol {hello.protocol}, the coordinator {wire.PROTOCOL}; "
@@ -130,13 +148,14 @@ class NodeDesk:
             )
         if not 0 < len(hello.node) <= 64 or not hello.node.isprintable():
             raise RefusedError("a node's name must have 1 to 64 printable characters")
-        node, session = self.registry.join(hello.node, hello.instance, time.monotonic())
-        config = self._run.config
+        config, now = self._run.config, time.monotonic()
+        beat = config.rounds.heartbeat_seconds
+        node, session = self.registry.join(hello.node, hello.instance, now, beat)
         welcome = pb.Welcome(
             run=self._run.folder.name,
             task=config.task.name,
             task_options=json.dumps(config.task.options),
-            heartbeat_seconds=config.rounds.heartbeat_seconds,
+            heartbeat_seconds=beat,
             stream_samples=config.data.stream,
         )
         session.send(pb.ControlResponse(welcome=welcome))
@@ -152,6 +171,8 @@ class NodeDesk:
         self._run.store.note_node(node.name, self.registry.memory(node))
         log.info("node %s is ready: %s, %.0f GFLOP/s", node.name, profile.device, profile.gflops)
         self._decide(e.NodeReady(node.name))
+        if self.secrecy is not None:
+            self.secrecy.back(node.name)
         if self._machine.is_benched(node.name):
             self._quarantine(node)
 
@@ -199,6 +220,8 @@ class NodeDesk:
         log.log(level, "node %s is gone", node.name)
         self.note("gone", "the connection ended", node.name)
         self._decide(e.NodeGone(node.name))
+        if self.secrecy is not None:
+            self.secrecy.left()
 
     async def watch_heartbeats(self) -> None:
         """A node that is silent for three heartbeats is gone, though its connection stands."""
@@ -220,6 +243,10 @@ class NodeDesk:
         if node.part in {-1, part}:
             node.rest()
         self._decide(e.JobFailed(node.name, part, reason))
+        self.quarantine_if_benched(node)
+
+    def quarantine_if_benched(self, node: Node) -> None:
+        """Where the machine gives a node no more work: note it for good, and tell the node."""
         if self._machine.is_benched(node.name) and not node.benched:
             node.benched = True
             self._run.store.note_node(node.name, self.registry.memory(node))

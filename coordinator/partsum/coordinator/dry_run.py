@@ -15,6 +15,7 @@ from partsum.coordinator.cost import Cost, part_cost, parts_share
 from partsum.coordinator.figures import bytes_text, count_text
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.planner import equal_fractions, plan_parts
+from partsum.coordinator.privacy import check_model, epsilon_of
 from partsum.shared.config import RunConfig, load_config
 from partsum.shared.errors import EXIT_OK
 from partsum.shared.messages import TaskSpec
@@ -34,6 +35,8 @@ def show_plan(path: Path, as_json: bool) -> int:
     parts = plan_parts(config.parts, base.widths, fractions, config.seed, 0)
     block = config.parts.planner == "complement" and config.parts.mode == "block"
     certify(base, parts, block, validation)
+    if config.privacy.noise_multiplier:
+        check_model(base.shape)
     batch = config.training.batch_size
     costs = [part_cost(base.shape, base.widths, p, task, train, batch) for p in parts]
     whole = part_cost(base.shape, base.widths, WHOLE, task, train, config.handoff.batch_size)
@@ -46,6 +49,7 @@ def show_plan(path: Path, as_json: bool) -> int:
         ],
         "handoff_flops": config.handoff.epochs * total * whole.flops_per_sample,
         "handoff_memory_bytes": whole.memory_bytes,
+        "privacy_epsilon": epsilon_of(config),
         "parts_share": parts_share(
             max(cost.flops_per_sample for cost in costs),
             whole.flops_per_sample,
@@ -143,6 +147,11 @@ def _print(
             f"ZeRO stage {config.handoff.zero_stage}"
             f"{' with offload' if config.handoff.offload else ''}; the parts phase is "
             f"{share:.0%} of each node's FLOPs"
+        )
+    if (spent := figures["privacy_epsilon"]) is not None:
+        console.print(
+            f"differential privacy: all rounds together spend epsilon {spent:.3g} at delta "
+            f"{config.privacy.delta:g} of each part's cluster of data"
         )
     console.print(
         "FLOPs, memory and bytes are estimates: GFLOP per node for the whole phase, memory for "

@@ -8,11 +8,14 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from partsum.coordinator.journal import backup_of
 from partsum.coordinator.store import Store
 from partsum.coordinator.summary import config_digest
 from partsum.shared.config import RunConfig, parse_config
 from partsum.shared.errors import ConfigError, StateError
+from partsum.shared.files import write_file
 
 DEEPSPEED_COPY = "deepspeed.json"  # the user's file, as it was when the run was started
 
@@ -45,15 +48,16 @@ def new_run(config: RunConfig, text: str, now: float, source: Path = Path("run.t
             path = parent / f"{config.name}-{stamp}-{attempt}"
         except OSError as error:
             raise StateError(f"cannot make the run folder {path}: {error}") from error
-    (path / "config.toml").write_text(text, encoding="utf-8")
     if deepspeed is not None:
-        (path / DEEPSPEED_COPY).write_text(deepspeed, encoding="utf-8")
+        write_file(path / DEEPSPEED_COPY, deepspeed.encode())
+    write_file(path / "config.toml", text.encode())
     latest = parent / "latest"
     fresh = parent / f".latest-{path.name}"
     fresh.symlink_to(path.name)
     fresh.replace(latest)
     store = Store(path.absolute())
     store.note(started_at=now, config_digest=config_digest(config), state="running")
+    store.journal.back_up()
     return store
 
 
@@ -66,8 +70,10 @@ def _read_given(path: Path) -> str:
 
 def unfinished_run(config: RunConfig) -> Path | None:
     """The newest run of this very config that has not finished, if there is one."""
-    digest = config_digest(config)
-    for path in sorted(Path(config.folder).glob(f"{config.name}-*"), reverse=True):
+    digest, parent = config_digest(config), Path(config.folder)
+    latest = (parent / "latest").resolve()  # names tell the wall clock, which may have been set
+    newest_first = sorted(parent.glob(f"{config.name}-*"), reverse=True)
+    for path in sorted(newest_first, key=lambda path: path.resolve() != latest):
         facts = read_facts(path)
         if facts.get("config_digest") == digest and facts.get("state") != "finished":
             return path
@@ -76,33 +82,32 @@ def unfinished_run(config: RunConfig) -> Path | None:
 
 def read_facts(folder: Path) -> dict[str, object]:
     """The facts in a run's journal, read only; empty where there is no journal."""
-    journal = folder / "journal.sqlite"
-    if not journal.is_file():
-        return {}
-    try:
-        with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as database:
-            rows = database.execute("SELECT key, value FROM facts").fetchall()
-    except sqlite3.Error:
-        return {}
-    return {key: json.loads(value) for key, value in rows}
+    return {key: json.loads(value) for key, value in _look(folder, "SELECT key, value FROM facts")}
 
 
 def count_rounds(folder: Path) -> int:
     """Committed rounds in a run's journal, read only."""
-    try:
-        journal = folder / "journal.sqlite"
-        with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as database:
-            query = "SELECT count(*) FROM rounds WHERE result IS NOT NULL"
-            return int(database.execute(query).fetchone()[0])
-    except sqlite3.Error:
-        return 0
+    rows = _look(folder, "SELECT count(*) FROM rounds WHERE result IS NOT NULL")
+    return int(rows[0][0]) if rows else 0
+
+
+def _look(folder: Path, query: str) -> list[tuple[Any, ...]]:
+    """A query's rows, read only; from the backup where the journal is damaged or gone."""
+    journal = folder / "journal.sqlite"
+    for path, how in ((journal, "mode=ro"), (backup_of(journal), "immutable=1")):
+        try:
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)) as db:
+                if rows := db.execute(query).fetchall():
+                    return rows
+        except sqlite3.Error:
+            continue
+    return []
 
 
 def list_runs(parent: Path) -> list[RunFolder]:
     """All runs below a folder, oldest first."""
     runs = []
-    for path in sorted(parent.glob("*/journal.sqlite")):
-        folder = path.parent
+    for folder in sorted({path.parent for path in parent.glob("*/journal.*")}):
         if folder.is_symlink():
             continue
         facts = read_facts(folder)

@@ -6,17 +6,20 @@ belong to, so a restarted coordinator steps on as if nothing had happened.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from partsum.coordinator.merge import AVERAGE, Contribution, Merger
+from partsum.coordinator.merge import Merging
 from partsum.shared.config import TrainingConfig
 from partsum.shared.schedule import rate
 from partsum.shared.tensors import TensorFile, load_tensors, save_tensors
-from partsum.shared.width import Widths
+
+
+def moments_path(folder: Path, round: int) -> Path:
+    """Where the moments lie with which a round's step begins."""
+    return folder / f"moments-{round:05d}.safetensors"
 
 
 class GradientStep:
@@ -34,24 +37,14 @@ class GradientStep:
         self._folder = folder
         self._rate = training.learning_rate * rate(progress, training.warmup)
 
-    def _moments_path(self, round: int) -> Path:
-        return self._folder / f"moments-{round:05d}.safetensors"
-
-    def apply(
-        self,
-        old: Path,
-        shares: Sequence[Contribution],
-        widths: Widths,
-        out: Path,
-        round: int,
-    ) -> str:
+    def apply(self, old: Path, merger: Merging, out: Path, round: int) -> str:
         """Write the stepped base, and its moments; returns the base's digest.
 
-        Elements that no part holds keep their value and their moments.
+        ``merger`` merges the round's gradients, and the values of buffers. Elements that no part
+        holds keep their value and their moments.
         """
-        before = self._moments_path(round)
+        before = moments_path(self._folder, round)
         moments = load_tensors(before) if before.exists() else {}
-        merger = Merger(widths, shares, AVERAGE)
         stepped: dict[str, Tensor] = {}
         kept: dict[str, Tensor] = {}
         with TensorFile(old) as base:
@@ -66,11 +59,8 @@ class GradientStep:
                 # What no part covers stays nan, which tells it from a gradient of zero.
                 gradient = merger.merge(name, torch.full_like(value, torch.nan))
                 stepped[name] = self._step(name, value, gradient, moments, kept, round)
-        save_tensors(self._moments_path(round + 1), kept)
-        digest = save_tensors(out, stepped, {"partsum.base": str(round + 1)})
-        for path in sorted(self._folder.glob("moments-*"))[:-2]:
-            path.unlink()
-        return digest
+        save_tensors(moments_path(self._folder, round + 1), kept)
+        return save_tensors(out, stepped, {"partsum.base": str(round + 1)})
 
     def _step(
         self,

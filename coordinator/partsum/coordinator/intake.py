@@ -6,7 +6,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import xxhash
+
 from partsum.coordinator import events as e
+from partsum.coordinator.cohort import Outlier
 from partsum.coordinator.desk import NodeDesk
 from partsum.coordinator.metrics import Metrics
 from partsum.coordinator.records import Span
@@ -41,7 +44,9 @@ class Intake:
         """The node of that name. Raises RefusedError where it has no control stream."""
         node = self._desk.registry.get(name)
         if node is None or node.session is None:
-            raise RefusedError(f"node {name!r} is not connected; open the control stream first")
+            raise RefusedError(
+                f"node {name[:64]!r} is not connected; open the control stream first"
+            )
         return node
 
     def blob_path(self, node: Node, digest: str) -> Path:
@@ -52,13 +57,22 @@ class Intake:
         return round.blobs[digest]
 
     def update_wanted(self, node: Node, update: Update) -> str:
-        """Empty, or why the update is not wanted. Raises UpdateRefusedError."""
+        """Empty, or why the update is not wanted. Raises UpdateRefusedError, or RefusedError."""
+        if node.state == "loading":  # a new connection may bring another version of the task
+            raise RefusedError(f"node {node.name!r} has not said yet which task and data it has")
+        if self._machine.is_benched(node.name):
+            return "this node is quarantined"
         round = self._desk.round
         if round is None or update.round != round.plan.round or self._machine.phase != "training":
             return f"round {update.round} is not open"
         job = self._machine.jobs.get(update.part_index)
         if job is None or job.state == "in":
             return f"part {update.part_index} of round {update.round} is already in"
+        if node.name not in round.given.get(update.part_index, {job.node}):
+            return f"part {update.part_index} of round {update.round} was given to others"
+        masking = round.masking.get(update.part_index)
+        if update.session != (masking.session if masking else ""):
+            return "its masks are not those of this round"  # it is told the right ones, or was
         check_claim(update, round.plan.parts[update.part_index], round.largest_bytes)
         if node.state != "sending":
             node.state, node.offered_at = "sending", self._run.clock.now()
@@ -67,8 +81,20 @@ class Intake:
 
     def spool(self, node: Node, update: Update) -> Path:
         """The file that an update's bytes are gathered in."""
-        name = f"push-r{update.round}-p{update.part_index}-n{node.index}-{update.blob.digest}"
+        who = xxhash.xxh3_64_hexdigest(node.name.encode())  # the same after a restart
+        name = f"push-r{update.round}-p{update.part_index}-{who}-{update.blob.digest}"
         return self._run.store.spool_path(name)
+
+    def begin_spool(self, node: Node, update: Update) -> Path:
+        """The same, to be written; what the node sent of another update of the part is dropped.
+
+        So a node fills no more of the disk than one file for each part that it was given.
+        """
+        path = self.spool(node, update)
+        for other in path.parent.glob(f"{path.name.rpartition('-')[0]}-*"):
+            if other != path:
+                other.unlink(missing_ok=True)
+        return path
 
     async def take_update(self, node: Node, update: Update, path: Path) -> None:
         """All bytes are in ``path``: check, name and journal them. Raises UpdateRefusedError."""
@@ -76,8 +102,9 @@ class Intake:
             path.unlink(missing_ok=True)
             return  # the round has closed, or somebody was faster
         assert self._desk.round is not None
+        plan = self._desk.round.plan
         try:
-            await self._run.check_update(path, self._desk.round.plan.parts[update.part_index])
+            change = await self._run.check_update(path, plan, update.part_index)
         except UpdateRefusedError:
             path.unlink(missing_ok=True)
             raise
@@ -85,7 +112,7 @@ class Intake:
             path.unlink(missing_ok=True)
             return
         now = self._run.clock.now()
-        self._run.take_update(node.name, update, path, now)
+        self._run.take_update(node.name, update, path, now, change)
         self._note_spans(node, update, now)
         node.updates += 1
         node.speed = update.samples_per_second
@@ -113,9 +140,36 @@ class Intake:
 
     def refuse_update(self, node: Node, update: Update, error: UpdateRefusedError) -> None:
         """An update was refused: said, counted, and the part goes to somebody."""
-        where = f"round {update.round} part {update.part_index}"
-        log.warning("refused an update node=%s %s: %s", node.name, where, error)
-        self._desk.note(f"refused:{error.kind}", str(error), node.name, update.part_index)
-        self._metrics.refused.labels(error.kind).inc()
+        self._tell_refused(node.name, update, error)
         current = self._desk.round is not None and update.round == self._desk.round.plan.round
         self._desk.give_back(node, update.part_index if current else -1, str(error))
+
+    def withdraw_outliers(self, missing: tuple[int, ...]) -> bool:
+        """Before a merge: take back the updates that stand out beside the others; were there any?
+
+        Their parts go to other nodes. Where the machine closes the round without one of them, it
+        stops there: the merge that follows looks again.
+        """
+        round = self._desk.round
+        assert round is not None
+        found = self._run.workshop.inspector.outliers(round.plan, missing)
+        for outlier in found:
+            self._withdraw(round.plan.round, outlier)
+            if self._machine.phase != "training":
+                break
+        return bool(found)
+
+    def _withdraw(self, round: int, outlier: Outlier) -> None:
+        received = self._run.store.updates(round)[outlier.part]
+        self._run.drop_update(round, outlier.part)
+        error = UpdateRefusedError("norm", outlier.reason)
+        self._tell_refused(received.node, received.update, error)
+        self._decide(e.Withdrawn(received.node, outlier.part, outlier.reason))
+        if (node := self._desk.registry.get(received.node)) is not None:
+            self._desk.quarantine_if_benched(node)
+
+    def _tell_refused(self, node: str, update: Update, error: UpdateRefusedError) -> None:
+        where = f"round {update.round} part {update.part_index}"
+        log.warning("refused an update node=%s %s: %s", node, where, error)
+        self._desk.note(f"refused:{error.kind}", str(error), node, update.part_index)
+        self._metrics.refused.labels(error.kind).inc()

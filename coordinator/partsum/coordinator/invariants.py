@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from partsum.coordinator.base import Base, seeded_model
-from partsum.coordinator.merge import Contribution
+from partsum.coordinator.merge import BLOCK, Contribution, Tensors, merge_state
 from partsum.coordinator.norms import group_norms
 from partsum.shared.errors import WidthError
 from partsum.shared.part import Part, cut_module, index_map, region
@@ -26,8 +27,9 @@ def assert_merge(
 ) -> None:
     """Mode block: the merged model computes the parts' mean, and its loss is at most theirs.
 
-    Raises WidthError where the first does not hold. The second is certain for a loss that is convex
-    in the outputs; another loss may break it honestly, so that is only said.
+    Raises WidthError where the first does not hold, unless the weights that nodes sent are to blame,
+    which must not end the run: that is only said. The second is certain for a loss that is convex
+    in the outputs; another loss may break it honestly, so that is only said too.
     """
     inputs, targets = base.probe(samples)
     counted = [share for share in shares if share.weight > 0]
@@ -39,13 +41,40 @@ def assert_merge(
             # Its weights are finite, so it was not refused; one part must not end the run.
             log.warning("a part has diverged: its outputs are not finite; merged unchecked")
             return
-    assert_mean_of_parts(merged, parts, weights, inputs)
+    try:
+        assert_mean_of_parts(merged, parts, weights, inputs)
+    except WidthError as error:
+        _assert_with_fresh_weights(base, merged, counted, inputs)
+        log.warning("%s. With fresh weights it does: a part's weights are extreme", error)
+        return
     with torch.no_grad():
         losses = [float(base.task.loss(part(inputs), targets)) for part in parts]
         loss = float(base.task.loss(merged(inputs), targets))
     mean = sum(w * part_loss for w, part_loss in zip(weights, losses, strict=True))
     if not loss <= mean + 1e-3:
         log.warning("the merged base's loss of %.4f is above its parts' mean, %.4f", loss, mean)
+
+
+def _assert_with_fresh_weights(
+    base: Base, merged: nn.Module, shares: Sequence[Contribution], inputs: Tensor
+) -> None:
+    """Raise WidthError unless such parts merge to their mean with weights that nobody chose.
+
+    Finite weights can be so large that sums of them round away, or overflow on their way. An error
+    of ours shows with any weights. ``merged`` is as before once this returns.
+    """
+    kept = {name: tensor.clone() for name, tensor in merged.state_dict().items()}
+    old = {name: tensor.cpu() for name, tensor in kept.items()}
+    fresh = [
+        replace(share, tensors=Tensors(base.fresh_part(share.part, k)), weight=1.0)
+        for k, share in enumerate(shares)
+    ]
+    parts = [base.part_model(share.part, share.tensors) for share in fresh]
+    try:
+        merged.load_state_dict(merge_state(old, fresh, base.widths, BLOCK))
+        assert_mean_of_parts(merged, parts, [1 / len(fresh)] * len(fresh), inputs)
+    finally:
+        merged.load_state_dict(kept)
 
 
 def assert_mean_of_parts(

@@ -10,8 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from partsum.coordinator.access import open_access
 from partsum.coordinator.advice import advise
+from partsum.coordinator.clock import RunClock
 from partsum.coordinator.folder import new_run, open_run, unfinished_run
+from partsum.coordinator.limits import allow_files
 from partsum.coordinator.store import Store
 from partsum.shared.config import RunConfig, load_config
 from partsum.shared.errors import (
@@ -45,9 +48,14 @@ def run_coordinator(
     from partsum.coordinator.watch import summary_table
 
     try:
-        run = Run(loaded, store, float(store.fact("started_at")))
+        allow_files(loaded.parts.count)
+        open_access(loaded.server, time.time())  # what is wrong with it is said before the wait
+        run = Run(loaded, store, RunClock(float(store.fact("started_at")), store.seconds()))
         run.prepare()
         summary = asyncio.run(serve(run, ready))
+        # Last of all: killed before this, the run is concluded once more; killed after it with
+        # something undone, the next coordinator would begin another run of the same config.
+        store.note(state=summary.state, reason=summary.reason, served=run.clock.now())
     except PartsumError as error:
         store.note(state="failed", reason=str(error))
         raise
@@ -89,7 +97,8 @@ def _open(config: Path | None, resume: Path | None, new: bool) -> tuple[RunConfi
     log.info("loading the task %s", loaded.task.name)
     from partsum.shared.task import load_task
 
-    # A task that cannot be loaded is answered before there is a folder for its run.
+    # What cannot be used is answered before there is a folder for its run.
+    open_access(loaded.server, time.time())
     load_task(TaskSpec(loaded.task.name, loaded.task.options))
     text = config.read_text(encoding="utf-8")
     return loaded, new_run(loaded, text, time.time(), config)

@@ -15,37 +15,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from partsum.coordinator.contribution import Contribution as Contribution
+from partsum.coordinator.contribution import Readable as Readable
+from partsum.coordinator.contribution import Tensors as Tensors
+from partsum.coordinator.strategies.middle import merge_middle
 from partsum.shared.part import Part, index_map, region
 from partsum.shared.tensors import TensorFile, TensorWriter
 from partsum.shared.width import Widths
-
-
-class Readable(Protocol):
-    """Tensors by name: an open TensorFile, or a Tensors around a state dict."""
-
-    def read(self, name: str) -> Tensor:
-        """The tensor of that name."""
-        ...
-
-
-class Tensors:
-    """A state dict in memory, read like a file."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
-
-    def read(self, name: str) -> Tensor:
-        """The tensor of that name; not a copy."""
-        return self._tensors[name]
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """One part's tensors and how much they count, in samples or as a share."""
-
-    part: Part
-    tensors: Readable
-    weight: float
 
 
 @dataclass(frozen=True)
@@ -54,15 +30,25 @@ class MergeRule:
 
     Mode block: zero (random cross blocks left in make the hand-off collapse, measured 87 -> 46 %),
     and readouts weighed so that the merged output is the parts' weighted mean. Otherwise the old
-    value is kept and nothing is weighed.
+    value is kept and nothing is weighed. With a ``cut``, elements that several parts hold become
+    the middle of what these say (see `middle`), in place of their mean.
     """
 
     unseen: Literal["keep", "zero"] = "keep"
     weigh_readouts: bool = False
+    cut: int | None = None
 
 
 BLOCK = MergeRule("zero", weigh_readouts=True)
 AVERAGE = MergeRule()
+
+
+class Merging(Protocol):
+    """Gives a base's tensors their new values, one by one."""
+
+    def merge(self, name: str, old: Tensor) -> Tensor:
+        """The merged tensor of that name; ``old`` is the base's, and is not changed."""
+        ...
 
 
 class Merger:
@@ -96,6 +82,8 @@ class Merger:
             return self._largest(name, start)
         if cut and self._disjoint:
             return self._scatter(name, start)
+        if self._rule.cut is not None:
+            return merge_middle(name, start, self._contributions, self._maps, self._rule.cut)
         return self._mean(name, start)
 
     def _scatter(self, name: str, merged: Tensor) -> Tensor:
@@ -159,7 +147,13 @@ def merge_files(
     durable: bool = True,
 ) -> str:
     """Merge into a new base file; returns its digest. The old file is not changed."""
-    merger = Merger(widths, contributions, rule)
+    return write_merged(base, Merger(widths, contributions, rule), out, metadata, durable)
+
+
+def write_merged(
+    base: Path, merger: Merging, out: Path, metadata: Mapping[str, str], durable: bool = True
+) -> str:
+    """Write what a merger makes of a base to a new file; returns its digest."""
     with TensorFile(base) as old:
         shapes = {name: (info.dtype, info.shape) for name, info in old.tensors.items()}
         writer = TensorWriter(out, shapes, metadata)

@@ -58,11 +58,19 @@ class Metrics:
         )
         self.updates = Counter("partsum_updates", "Updates accepted", ["node"], registry=r)
         self.refused = Counter("partsum_updates_refused", "Updates refused", ["reason"], registry=r)
+        self.denied = Counter(
+            "partsum_calls_denied", "Calls turned away at the gate", ["reason"], registry=r
+        )
         self.failures = Counter(
             "partsum_assignments_failed", "Assignments failed", ["node"], registry=r
         )
         self.partial = Counter(
             "partsum_rounds_partial", "Rounds closed with a part missing", registry=r
+        )
+        self.epsilon = Gauge(
+            "partsum_privacy_epsilon",
+            "Epsilon spent of each cluster's differential privacy; 0 where none is asked for",
+            registry=r,
         )
         self.merge_seconds = Gauge("partsum_merge_seconds", "Seconds of the last merge", registry=r)
         self.handoff_step = Gauge("partsum_handoff_step", "Steps done by DeepSpeed", registry=r)

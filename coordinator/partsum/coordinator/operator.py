@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncIterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import grpc
@@ -14,17 +14,29 @@ import grpc.aio
 from rich.console import Console
 from rich.table import Table
 
+from partsum.coordinator.access import AccessFolder
 from partsum.coordinator.folder import RunFolder, count_rounds, list_runs, read_facts
 from partsum.coordinator.summary import read_summary
 from partsum.coordinator.watch import render_status, summary_table, watch
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.protos.v1 import partsum_pb2_grpc as rpc
 from partsum.shared import wire
-from partsum.shared.errors import EXIT_FAILED, EXIT_OK, EXIT_UNREACHABLE, PartsumError, StateError
+from partsum.shared.credentials import Credentials, load_credentials
+from partsum.shared.errors import (
+    EXIT_FAILED,
+    EXIT_OK,
+    EXIT_UNREACHABLE,
+    ConfigError,
+    PartsumError,
+    RefusedError,
+    StateError,
+)
+from partsum.shared.handshake import refusal
 from partsum.shared.messages import RunStatus
-from partsum.shared.transport import CHANNEL_OPTIONS, split_address
+from partsum.shared.transport import open_channel, split_address
 
 _CONNECT_SECONDS = 5.0
+_REFUSALS = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 
 
 class UnreachableError(PartsumError):
@@ -33,11 +45,28 @@ class UnreachableError(PartsumError):
     exit_code = EXIT_UNREACHABLE
 
 
-def address_of(folder: Path, given: str | None) -> str:
-    """The address to ask: as given, or as the run's folder has it."""
+@dataclass(frozen=True)
+class Target:
+    """Whom to ask, and as whom.
+
+    ``folder`` is the run's, where one is meant: whoever else has its address by now is not asked.
+    """
+
+    address: str
+    folder: Path | None = None
+    credentials: Credentials | None = None
+
+
+def target_of(folder: Path, given: str | None, credentials: Path | None = None) -> Target:
+    """The coordinator at the given address, or the one that the run's folder speaks of.
+
+    On the coordinator's own host the folder tells where an operator's credentials are.
+    Raises ConfigError, StateError, UnreachableError.
+    """
+    shown = load_credentials(credentials, "operator") if credentials else None
     if given is not None:
         split_address(given)
-        return given
+        return Target(given, None, shown)
     facts = read_facts(folder)
     if not facts:
         raise StateError(
@@ -46,7 +75,19 @@ def address_of(folder: Path, given: str | None) -> str:
         )
     if facts.get("state") != "running":  # another run may have its address by now
         raise _not_served(folder)
-    return str(facts.get("address", ""))
+    if shown is None and facts.get("access"):
+        shown = _own_credentials(Path(str(facts["access"])))
+    return Target(str(facts.get("address", "")), folder, shown)
+
+
+def _own_credentials(access: Path) -> Credentials:
+    try:
+        return load_credentials(AccessFolder(access).operator, "operator")
+    except ConfigError as error:
+        raise ConfigError(
+            f"this run's coordinator asks for credentials: give --credentials FILE (`partsum certs "
+            f"operator NAME` or `partsum tokens operator NAME` makes one). {error}"
+        ) from error
 
 
 def _not_served(folder: Path) -> UnreachableError:
@@ -56,46 +97,49 @@ def _not_served(folder: Path) -> UnreachableError:
     return UnreachableError(text + (f", {facts['reason']}" if facts.get("reason") else ""))
 
 
-async def statuses(address: str, folder: Path | None = None) -> AsyncIterator[RunStatus]:
+async def statuses(target: Target) -> AsyncIterator[RunStatus]:
     """A run's status now and on every change, until it ends.
 
-    ``folder`` is the run's, where one is meant: whoever else has its address by now is not asked.
-    Raises UnreachableError.
+    Raises UnreachableError, or RefusedError where the coordinator will not tell us.
     """
-    if folder is not None and not address:
-        raise _not_served(folder)
-    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+    if not target.address and target.folder is not None:
+        raise _not_served(target.folder)
+    async with open_channel(target.address, target.credentials) as channel:
         stub = rpc.OperatorServiceStub(channel)
         try:
             async for response in stub.Watch(pb.WatchRequest()):
                 status = wire.status_from_wire(response.status)
-                if folder is not None and Path(status.folder) != folder.resolve():
-                    raise _not_served(folder)
+                if target.folder is not None and Path(status.folder) != target.folder.resolve():
+                    raise _not_served(target.folder)
                 yield status
         except grpc.aio.AioRpcError as error:
-            if folder is not None:
-                raise _not_served(folder) from error
-            raise _no_answer(address, error) from error
+            raise await _explained(target, error) from error
 
 
-def _no_answer(address: str, error: grpc.aio.AioRpcError) -> UnreachableError:
+async def _explained(target: Target, error: grpc.aio.AioRpcError) -> PartsumError:
+    if error.code() in _REFUSALS:
+        return RefusedError(f"the coordinator at {target.address} says: {error.details()}")
+    reason = await asyncio.to_thread(refusal, target.address, target.credentials)
+    if reason:
+        return RefusedError(reason)
+    if target.folder is not None:
+        return _not_served(target.folder)
     details = (error.details() or error.code().name).rpartition("last error: ")[2]
-    return UnreachableError(f"no coordinator answers at {address}: {details}")
+    return UnreachableError(f"no coordinator answers at {target.address}: {details}")
 
 
-async def _first(address: str, folder: Path | None) -> RunStatus:
-    async for current in statuses(address, folder):
+async def _first(target: Target) -> RunStatus:
+    async for current in statuses(target):
         return current
-    raise UnreachableError(f"the coordinator at {address} ended")
+    raise UnreachableError(f"the coordinator at {target.address} ended")
 
 
-def status(folder: Path, given: str | None, as_json: bool) -> int:
+def status(folder: Path, given: str | None, credentials: Path | None, as_json: bool) -> int:
     """Print one look at a run; one that is not being served is told from its folder."""
-    meant = folder if given is None else None
     try:
-        current = asyncio.run(_first(address_of(folder, given), meant))
+        current = asyncio.run(_first(target_of(folder, given, credentials)))
     except UnreachableError:
-        if meant is None:
+        if given is not None:
             raise
         return _status_of_folder(folder, as_json)
     if as_json:
@@ -138,38 +182,40 @@ def _status_of_folder(folder: Path, as_json: bool) -> int:
     return EXIT_OK
 
 
-def watch_run(folder: Path, given: str | None) -> int:
+def watch_run(folder: Path, given: str | None, credentials: Path | None) -> int:
     """Follow a run on the terminal; the exit code tells how it ended."""
-    meant = folder if given is None else None
-    final = asyncio.run(watch(statuses(address_of(folder, given), meant), Console()))
+    target = target_of(folder, given, credentials)
+    final = asyncio.run(watch(statuses(target), Console()))
     return EXIT_OK if final.phase == "finished" else EXIT_FAILED
 
 
-def stop(folder: Path, given: str | None) -> int:
+def stop(folder: Path, given: str | None, credentials: Path | None) -> int:
     """Ask a coordinator to end cleanly."""
-    address = address_of(folder, given)
+    target = target_of(folder, given, credentials)
 
     async def ask() -> None:
-        await _first(address, folder if given is None else None)
-        async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        await _first(target)
+        async with open_channel(target.address, target.credentials) as channel:
             stub = rpc.OperatorServiceStub(channel)
             try:
                 request = pb.StopRequest(reason="stopped by `partsum run stop`")
                 await stub.Stop(request, timeout=_CONNECT_SECONDS)
             except grpc.aio.AioRpcError as error:
-                raise _no_answer(address, error) from error
+                raise await _explained(target, error) from error
 
     asyncio.run(ask())
-    print(f"the coordinator at {address} is stopping; its run can be resumed")
+    print(f"the coordinator at {target.address} is stopping; its run can be resumed")
     return EXIT_OK
 
 
 def _is_served(run: RunFolder) -> bool:
     """Whether its coordinator answers; one that was killed could not write that it is gone."""
     try:
-        asyncio.run(_first(run.address, run.path))
+        asyncio.run(_first(target_of(run.path, None)))
     except UnreachableError:
         return False
+    except (RefusedError, ConfigError):
+        return True  # it answers, though not to us
     return True
 
 

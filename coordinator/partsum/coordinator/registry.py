@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,6 +11,11 @@ from typing import Any, Literal
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared.errors import RefusedError
 from partsum.shared.messages import NodeProfile, NodeStatus, Progress
+
+_QUEUE_LIMIT = 1000  # messages to one node that it has not taken yet
+_NODES_LIMIT = 10_000  # that a run remembers
+
+log = logging.getLogger(__name__)
 
 State = Literal["loading", "idle", "receiving", "training", "sending", "gone", "benched"]
 
@@ -22,9 +28,14 @@ class Session:
     closed: bool = False
 
     def send(self, message: pb.ControlResponse) -> None:
-        """Queue a message; dropped after the end: a node that returns is told anew."""
+        """Queue a message; dropped after the end: a node that returns is told anew.
+
+        A node that asks and never listens is let go before its queue fills the memory.
+        """
         if not self.closed:
             self.outbox.put_nowait(message)
+        if self.outbox.qsize() > _QUEUE_LIMIT:
+            self.close()
 
     def close(self) -> None:
         """End the stream after what is queued."""
@@ -85,6 +96,10 @@ class Registry:
         self._nodes: dict[str, Node] = {}
         for name, body in known.items():
             self._restore(name, body)
+        if known and all(node.benched for node in self):  # nobody would be left to train
+            log.warning("all nodes were quarantined; each gets another chance in the resumed run")
+            for node in self:
+                node.benched = False
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self._nodes.values())
@@ -113,20 +128,27 @@ class Registry:
             "benched": node.benched,
         }
 
-    def join(self, name: str, instance: str, now: float) -> tuple[Node, Session]:
+    def join(
+        self, name: str, instance: str, now: float, heartbeat_seconds: float
+    ) -> tuple[Node, Session]:
         """A node says Hello. The same instance replaces its own old connection.
 
         Raises:
-            RefusedError: another live node has this name.
+            RefusedError: another live node has this name; where that one has been silent for a
+                heartbeat it may be gone, as with a node that has lost its state folder, and this
+                one should try again.
         """
         node = self._nodes.get(name)
         if node is not None and node.instance != instance:
             if node.session is not None:
                 raise RefusedError(
                     f"a node named {name!r} is already connected from another state folder; "
-                    "give this one another --name"
+                    "give this one another --name",
+                    retry=now - node.last_heard > heartbeat_seconds,
                 )
             node.instance = instance  # its folder was lost; the name is free
+        if node is None and len(self._nodes) >= _NODES_LIMIT:
+            raise RefusedError(f"this run has seen {_NODES_LIMIT} nodes, and takes no new ones")
         if node is None:
             node = self._nodes[name] = Node(name, instance, len(self._nodes))
         if node.session is not None:

@@ -94,6 +94,9 @@ def _figures(summary: Summary) -> str:
         _sizes(summary),
         ("Coordinator's memory", bytes_text(summary.peak_rss_bytes), "resident, at its peak"),
     ]
+    if (spent_privacy := summary.privacy_epsilon) is not None:
+        note = f"of each cluster's privacy, at delta {summary.config['privacy']['delta']:g}"
+        shown.append(("Epsilon spent", f"{spent_privacy:.3g}", note))
     cells = (
         element(
             "div",

@@ -9,18 +9,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from partsum.coordinator.base import Base
 from partsum.coordinator.clock import RunClock, Stages
 from partsum.coordinator.clusters import make_clusters
-from partsum.coordinator.cutter import blob_of, write_clusters
+from partsum.coordinator.cohort import Change
+from partsum.coordinator.cutter import blob_of
 from partsum.coordinator.folder import DEEPSPEED_COPY
 from partsum.coordinator.handoff import HandoffProgress
 from partsum.coordinator.handoff_config import deepspeed_settings
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.planner import equal_fractions
-from partsum.coordinator.records import PlannedPart, RoundPlan, RoundResult
+from partsum.coordinator.records import RoundPlan, RoundResult
+from partsum.coordinator.recovery import Recovery
 from partsum.coordinator.store import Store
 from partsum.coordinator.workplan import Workplan, make_workplan
 from partsum.coordinator.workshop import Workshop
@@ -47,11 +50,11 @@ log = logging.getLogger(__name__)
 class Run:
     """A run in its folder, opened or resumed. Heavy work happens in worker threads."""
 
-    def __init__(self, config: RunConfig, store: Store, started_at: float) -> None:
+    def __init__(self, config: RunConfig, store: Store, clock: RunClock) -> None:
         self.config = config
         self.store = store
         self.folder = store.folder
-        self.clock = RunClock(started_at)
+        self.clock = clock
         self.stages = Stages()
         spec = TaskSpec(config.task.name, config.task.options)
         self.task: Task = load_task(spec)
@@ -61,14 +64,15 @@ class Run:
         self.digests = (expected, data_digest(self.train))
         self._check_same_run()
         if config.deterministic:
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            # Not use_deterministic_algorithms, which imports a compiler: 1.7 s (measured), for
+            # which a restarted coordinator would keep its nodes waiting.
+            torch.set_deterministic_debug_mode("warn")
         device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
         self.base = Base(self.task, device)
         self.workshop = Workshop(config, store, self.base, self.train, self.validation)
-        self.next_round = len(store.results())
-        last = list(store.results().values())[-1:]
-        self.loss = last[0][0].loss if last else None
-        self.accuracy = last[0][0].accuracy if last else None
+        self.next_round = 0
+        self.loss: float | None = None
+        self.accuracy: float | None = None
         self.opened = 0.0
         self.handoff_progress: HandoffProgress | None = None
         self._workplan: Workplan | None = self._stored_workplan()
@@ -93,20 +97,26 @@ class Run:
         return handoff.model_copy(update={"deepspeed_config": str(self.folder / DEEPSPEED_COPY)})
 
     def prepare(self) -> None:
-        """Everything that can be wrong with the model or the data is found here, before nodes."""
+        """Everything that can be wrong with model, data or folder is found here, before nodes."""
         if self.config.handoff.enabled:
             deepspeed_settings(self.handoff_config(), self.config.training)
-        self.workshop.initial_base()
+        recovery = Recovery(self.store, self.workshop, self.clock.now())
+        recovery.recover_rounds()
+        for result, _, _ in self.store.results().values():
+            self.next_round += 1
+            self.loss, self.accuracy = result.loss, result.accuracy
         if not self.config.parts.rounds:
             return
-        parts = self.workshop.cutter.parts(make_workplan(self.config, self.base, self.train, {}), 0)
-        certify(self.base, parts, self.workshop.block, self.validation)
-        if not all(path.exists() for path in self.workshop.cutter.cluster_paths()):
-            shares = equal_fractions(self.config.parts.count)
-            clusters = make_clusters(
-                self.config.data, self.task, self.train, shares, self.config.seed
-            )
-            write_clusters(self.folder / "clusters", clusters)
+        self.workshop.aggregator.prepare()
+        if self._workplan is None:  # else it was certified, and neither task nor data has changed
+            trial = make_workplan(self.config, self.base, self.train, {})
+            parts = self.workshop.cutter.parts(trial, 0)
+            certify(self.base, parts, self.workshop.block, self.validation)
+        recovery.recover_clusters(self._make_clusters)
+
+    def _make_clusters(self) -> list[np.ndarray]:
+        shares = equal_fractions(self.config.parts.count)
+        return make_clusters(self.config.data, self.task, self.train, shares, self.config.seed)
 
     # -- rounds -----------------------------------------------------------------------------------
 
@@ -126,9 +136,8 @@ class Run:
                 workplan = await asyncio.to_thread(self.workplan, profiles)
                 plan = await asyncio.to_thread(self.workshop.cutter.plan_round, workplan, round)
             self.store.open_round(plan, self.opened)
-        noted = self.store.fact("holders") or {}
-        seen = noted.get("parts", {}) if noted.get("round") == round else {}
-        holders = [seen.get(str(k), part.holder) for k, part in enumerate(plan.parts)]
+        seen = self.store.holders(round)
+        holders = [seen.get(k, part.holder) for k, part in enumerate(plan.parts)]
         return plan, holders, done
 
     def _whole_updates(self, round: int) -> list[int]:
@@ -139,26 +148,29 @@ class Run:
             if path.exists() and blob_of(path) == received.update.blob:
                 whole.append(part)
             else:
-                log.warning("round %d: the spooled update of part %d is damaged", round, part)
+                text = f"round {round + 1}: the spooled update of part {part} is damaged or gone"
+                log.warning("%s; it is asked for again", text)
+                self.store.note_event(self.clock.now(), "damaged", text, received.node, part)
                 self.store.forget_update(round, part)
         return whole
 
     def note_holder(self, round: int, part: int, node: str) -> None:
         """Who has a part, so that a restarted coordinator waits for the same node."""
-        noted = self.store.fact("holders") or {}
-        if noted.get("round") != round:
-            noted = {"round": round, "parts": {}}
-        noted["parts"][str(part)] = node
-        self.store.note(holders=noted)
+        self.store.note_holder(round, part, node)
 
-    async def check_update(self, path: Path, planned: PlannedPart) -> None:
-        """Raise UpdateRefusedError where an update's tensors do not fit."""
-        await asyncio.to_thread(self.workshop.check, path, planned)
+    async def check_update(self, path: Path, plan: RoundPlan, part: int) -> Change:
+        """How far an update lies from its start. Raises UpdateRefusedError: it does not fit."""
+        return await asyncio.to_thread(self.workshop.inspector.check, path, plan, part)
 
-    def take_update(self, node: str, update: Update, path: Path, at: float) -> None:
+    def take_update(self, node: str, update: Update, path: Path, at: float, change: Change) -> None:
         """Name the spooled update and write it into the journal."""
         os.replace(path, self.workshop.update_path(update.round, update.part_index))
-        self.store.take_update(node, update, at)
+        self.store.take_update(node, update, at, change)
+
+    def drop_update(self, round: int, part: int) -> None:
+        """Forget an update that is not to be merged; then its file may go."""
+        self.store.forget_update(round, part)
+        self.workshop.update_path(round, part).unlink(missing_ok=True)
 
     async def close_round(self, plan: RoundPlan, missing: tuple[int, ...]) -> RoundResult:
         """Merge, evaluate and commit."""
@@ -166,14 +178,23 @@ class Run:
             self.workshop.merge_round, plan, missing, self.stages
         )
         result = replace(result, stage_seconds=self.stages.take())
-        with self.stages.timing("commit"):
-            self.store.commit_round(plan.round, result, self.clock.now(), facts)
-            keep = max(2, self.config.keep_bases) if self.config.keep_bases else 0
-            self.store.tidy(keep, self.workshop.kept_paths())
+        await asyncio.to_thread(self._commit, plan.round, result, facts)
         self.next_round = plan.round + 1
         if result.loss is not None:
             self.loss, self.accuracy = result.loss, result.accuracy
         return result
+
+    def _commit(self, round: int, result: RoundResult, facts: Mapping[str, object]) -> None:
+        """In an order that is safe to die in: what the newer needs goes only once it is there."""
+        with self.stages.timing("commit"):
+            self.store.commit_round(round, result, self.clock.now(), facts)
+            self.store.journal.back_up()
+            keep = max(2, self.config.keep_bases) if self.config.keep_bases else 0
+            self.store.tidy(keep, self.workshop.kept_paths(keep))
+
+    def epsilon(self) -> float | None:
+        """What the bases so far have spent of privacy; None where none is promised."""
+        return self.workshop.aggregator.ledger.spent(self.config)
 
     # -- the run's plan ---------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,8 +15,10 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from partsum.coordinator.access import Access, open_access
 from partsum.coordinator.conclude import Outcome, conclude
 from partsum.coordinator.daemon import CoordinatorDaemon
+from partsum.coordinator.gate import Gate
 from partsum.coordinator.run import Run
 from partsum.coordinator.service import CoordinatorService, OperatorService
 from partsum.coordinator.summary import Summary
@@ -35,31 +38,46 @@ async def serve(run: Run, ready: int | None = None) -> Summary:
     Where ``ready`` is a descriptor, a line of JSON with the address and the folder is written to it
     once nodes can dial in.
 
-    Raises PartsumError where a port is in use, before anything has begun.
+    Raises PartsumError where a port is in use or the access folder cannot be used, before anything
+    has begun.
     """
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    now, config = time.time(), run.config.server
+    access = open_access(config, now)
+    for sentence in access.advice(config, now) if access else ():
+        log.warning("%s", sentence)
+    gate = Gate(access, config)
+    server = grpc.aio.server(interceptors=[gate], options=SERVER_OPTIONS)
     try:
-        return await _serve(run, server, ready)
+        host = _in_address(config.host)
+        address = f"{host}:{_bind(server, host, config.port, access)}"
+        run.store.note(address=address, access=str(access.folder.path) if access else "")
+        return await _serve(run, server, gate, address, ready)
     finally:
         await server.stop(_GRACE_SECONDS)
 
 
-async def _serve(run: Run, server: grpc.aio.Server, ready: int | None) -> Summary:
+async def _serve(
+    run: Run, server: grpc.aio.Server, gate: Gate, address: str, ready: int | None
+) -> Summary:
     config = run.config.server
-    host = f"[{config.host}]" if ":" in config.host else config.host  # IPv6
-    address = f"{host}:{_bind(server, host, config.port)}"
     daemon = CoordinatorDaemon(run, address)
+    gate.count = lambda reason: daemon.metrics.denied.labels(reason).inc()
     service = CoordinatorService(daemon.desk, daemon.intake)
     rpc.add_CoordinatorServiceServicer_to_server(service, server)
     rpc.add_OperatorServiceServicer_to_server(OperatorService(daemon), server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     metrics = MetricsServer(
-        daemon.metrics.registry, config.host, config.metrics_port, daemon.health
+        daemon.metrics.registry, config.metrics_host, config.metrics_port, daemon.health
     )
     log.info("run %s in %s", run.folder.name, run.folder)
-    log.info("listening on %s; metrics on http://%s:%d/metrics", address, host, metrics.port)
-    run.store.note(address=address, metrics_port=metrics.port)
+    log.info(
+        "listening on %s; metrics on http://%s:%d/metrics",
+        address,
+        _in_address(config.metrics_host),
+        metrics.port,
+    )
+    run.store.note(metrics_port=metrics.port)
     try:
         async with _signals(daemon):
             await server.start()
@@ -86,9 +104,16 @@ def _outcome(state: str) -> Outcome:
     return "stopped" if state == "stopped" else "failed"
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+def _in_address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host  # IPv6
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int, access: Access | None) -> int:
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        if access is None:
+            bound = server.add_insecure_port(f"{host}:{port}")
+        else:
+            bound = server.add_secure_port(f"{host}:{port}", access.server_credentials())
     except RuntimeError:
         bound = 0
     if bound == 0:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -19,7 +20,7 @@ from partsum.coordinator.intake import Intake
 from partsum.coordinator.registry import Node, Session
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.protos.v1 import partsum_pb2_grpc as rpc
-from partsum.shared import wire
+from partsum.shared import limits, wire
 from partsum.shared.errors import (
     PartsumError,
     RefusedError,
@@ -27,7 +28,7 @@ from partsum.shared.errors import (
     UpdateRefusedError,
     WireError,
 )
-from partsum.shared.files import CHUNK_BYTES, file_digest
+from partsum.shared.files import CHUNK_BYTES, append, file_digest
 from partsum.shared.messages import NodeProfile, Progress, Update
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ else:
     Context = object
 
 log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 30.0  # for a stream's first message, and between the chunks of a push
+
+Request = TypeVar("Request")
 
 
 class CoordinatorService(rpc.CoordinatorServiceServicer):
@@ -49,13 +54,12 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
         self, request_iterator: AsyncIterator[pb.ControlRequest], context: Context
     ) -> AsyncIterator[pb.ControlResponse]:
         """A node's life."""
-        first = await anext(aiter(request_iterator), None)
-        if first is None or first.WhichOneof("kind") != "hello":
-            yield _refused(RefusedError("the first message must be Hello"))
-            return
         try:
+            first = await _next(aiter(request_iterator))
+            if first is None or first.WhichOneof("kind") != "hello":
+                raise RefusedError("the first message must be Hello")
             node, session = self._desk.joins(first.hello)
-        except RefusedError as error:
+        except (RefusedError, WireError) as error:
             yield _refused(error)
             return
         reader = asyncio.create_task(self._read(node, session, request_iterator))
@@ -77,7 +81,7 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
                 node.bytes_received += request.ByteSize()
                 self._desk.heard(node)
                 self._hand_over(node, request)
-        except RefusedError as error:
+        except (RefusedError, WireError) as error:
             log.warning("refused node=%s: %s", node.name, error)
             session.send(_refused(error))
         except (StateError, OSError) as error:  # a full disk: it comes back and says it again
@@ -100,12 +104,14 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
                 )
                 self._desk.ready(node, profile)
             case "progress":
-                p = request.progress
-                progress = Progress(p.assignment, p.samples_done, p.loss, p.samples_per_second)
-                self._desk.progress(node, progress)
+                self._desk.progress(node, _progress(request.progress))
             case "failed":
                 failed = request.failed
-                self._desk.failed(node, failed.assignment, failed.reason[:2000])
+                self._desk.failed(node, failed.assignment, limits.in_words(failed.reason))
+            case "hello":
+                raise RefusedError("this node has said Hello already")
+            case "secure_keys" | "secure_shares" | "secure_reveal" if self._desk.secrecy:
+                self._desk.secrecy.hear(node, request)
 
     async def Pull(
         self, request: pb.PullRequest, context: Context
@@ -116,8 +122,15 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
             path = self._intake.blob_path(node, request.digest)
         except PartsumError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
-        offset = max(0, request.offset)
-        with open(path, "rb", buffering=0) as file:
+        try:
+            file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
+        except OSError as error:  # its round has just closed: the next assignment names another
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the blob cannot be read: {error}")
+        with file:
+            offset, size = request.offset, os.fstat(file.fileno()).st_size
+            if not 0 <= offset <= size:
+                words = f"the blob has {size} B, and no offset {offset}"
+                await context.abort(grpc.StatusCode.OUT_OF_RANGE, words)
             file.seek(offset)
             while data := file.read(CHUNK_BYTES):
                 node.bytes_sent += len(data)
@@ -149,7 +162,10 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
     ) -> pb.PushResponse:
         """An update's bytes."""
         requests = aiter(request_iterator)
-        first = await anext(requests, None)
+        try:
+            first = await _next(requests)
+        except WireError as error:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
         if first is None or first.WhichOneof("kind") != "offer":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a push starts with its offer")
         assert first is not None
@@ -158,7 +174,7 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
             node, update = self._claim(first.offer)
             if reason := self._intake.update_wanted(node, update):
                 return pb.PushResponse(accepted=False, reason=reason)
-            spool = self._intake.spool(node, update)
+            spool = self._intake.begin_spool(node, update)
             await self._gather(node, update, spool, requests)
             await self._intake.take_update(node, update, spool)
         except UpdateRefusedError as error:
@@ -185,16 +201,17 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
         with open(spool, "ab", buffering=0) as file:
             offset = os.fstat(file.fileno()).st_size
             fresh = offset == 0
-            async for request in requests:
+            while (request := await _next(requests)) is not None:
                 data = wire.chunk_from_wire(request.chunk, offset)
-                if os.fstat(file.fileno()).st_size != offset:
+                found = os.fstat(file.fileno())
+                if found.st_size != offset or not found.st_nlink:
                     # A push that was thought broken still lives; nothing may be appended twice.
                     raise WireError("another push of this update is under way; try again")
                 if offset + len(data) > size:
                     raise WireError(f"more than the announced {size} B came")
                 node.bytes_received += len(data)
                 digest.update(data)
-                offset += file.write(data)
+                offset += append(file, data)
         if offset < size:
             raise WireError(f"the stream ended after {offset} of {size} B")
         whole = digest.hexdigest() if fresh else await asyncio.to_thread(file_digest, spool)
@@ -218,9 +235,31 @@ class OperatorService(rpc.OperatorServiceServicer):
 
     async def Stop(self, request: pb.StopRequest, context: Context) -> pb.StopResponse:
         """End the coordinator cleanly."""
-        self._daemon.stop(request.reason or "stopped by an operator")
+        self._daemon.stop(limits.in_words(request.reason) or "stopped by an operator")
         return pb.StopResponse()
 
 
-def _refused(error: RefusedError) -> pb.ControlResponse:
-    return pb.ControlResponse(refused=pb.Refused(reason=str(error)))
+def _refused(error: RefusedError | WireError) -> pb.ControlResponse:
+    retry = isinstance(error, RefusedError) and error.retry
+    return pb.ControlResponse(refused=pb.Refused(reason=str(error), retry=retry))
+
+
+def _progress(progress: pb.Progress) -> Progress:
+    """Raises WireError for figures that no training has: they would spoil metrics and reports."""
+    largest = sys.float_info.max
+    return Progress(
+        progress.assignment,
+        limits.within(progress.samples_done, 0, limits.COUNT, "samples_done"),
+        limits.within(progress.loss, -largest, largest, "loss"),
+        limits.within(progress.samples_per_second, 0, largest, "samples_per_second"),
+    )
+
+
+async def _next(requests: AsyncIterator[Request]) -> Request | None:
+    """A stream's next message, or None at its end. Raises WireError where none comes for long: a
+    silent caller must not keep a stream, and a file, for ever."""
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await anext(requests, None)
+    except TimeoutError as error:
+        raise WireError(f"nothing came for {PATIENCE_SECONDS:g} s") from error

@@ -207,7 +207,7 @@ class Summary(Record):
     reason: str = ""
     """Why it ended, in a sentence."""
     wall_seconds: float
-    """From the start of the run to its end."""
+    """From the start of the run to its end, without the breaks in which nobody served it."""
     phases: tuple[PhaseSummary, ...] = ()
     """What it went through, in order."""
     rounds: tuple[RoundSummary, ...] = ()
@@ -235,6 +235,8 @@ class Summary(Record):
     """Of the final model on validation data."""
     final_loss: Measured = None
     """Of the final model on validation data."""
+    privacy_epsilon: Measured = None
+    """What was spent of each cluster's differential privacy; null: none was asked for."""
     peak_rss_bytes: int
     """The most memory that the coordinator's process held."""
     checkpoint: str | None = None

@@ -6,25 +6,32 @@ import math
 
 from partsum.coordinator.events import RoundSettings
 from partsum.coordinator.records import RoundPlan
+from partsum.shared import limits
 from partsum.shared.config import RunConfig
 from partsum.shared.errors import RefusedError
 from partsum.shared.messages import Assignment, NodeProfile, TrainSettings
+from partsum.shared.secure import LEAST_MEMBERS
+
+TEXT_LIMIT = 200  # characters of what a node calls itself, its version or its device
 
 
 def round_settings(config: RunConfig) -> RoundSettings:
     """The round machine's view of the config."""
-    parts, rounds = config.parts, config.rounds
+    parts, rounds, secure = config.parts, config.rounds, config.privacy.secure_aggregation
+    quorum = math.ceil(rounds.quorum * parts.count)
     return RoundSettings(
         rounds=parts.rounds,
         min_nodes=rounds.min_nodes or parts.count,
         join_timeout_seconds=rounds.join_timeout_seconds,
-        quorum=math.ceil(rounds.quorum * parts.count),
+        quorum=quorum,
         deadline_seconds=rounds.deadline_seconds,
         return_seconds=_return_seconds(config),
         backup_after=rounds.backup_after,
         refusals=rounds.refusals,
         handoff=config.handoff.enabled,
         sticky=needs_its_node(config),
+        pinned=secure,
+        least=max(LEAST_MEMBERS, quorum) if secure else 0,
     )
 
 
@@ -40,9 +47,28 @@ def _return_seconds(config: RunConfig) -> float:
     return 60.0 if needs_its_node(config) else 2 * config.rounds.heartbeat_seconds
 
 
+def check_texts(**texts: str) -> None:
+    """Raise RefusedError where a node's word for itself is too long, or would garble a log."""
+    for name, text in texts.items():
+        if len(text) > TEXT_LIMIT or not text.isprintable():
+            raise RefusedError(
+                f"this node's {name} must have {TEXT_LIMIT} printable characters at most; it has "
+                f"{len(text)} and begins with {text[:20]!r}"
+            )
+
+
 def check_profile(config: RunConfig, digests: tuple[str, str], profile: NodeProfile) -> None:
-    """Raise RefusedError where a node's task or data are not the run's (``digests``, in order)."""
+    """Raise RefusedError where a node's task or data are not the run's (``digests``, in order), or
+    what it says of its device makes no sense."""
     task_digest, data_digest = digests
+    check_texts(
+        device=profile.device, task_digest=profile.task_digest, data_digest=profile.data_digest
+    )
+    if not 0 <= profile.memory_bytes <= limits.COUNT or not 0 <= profile.gflops <= limits.GFLOPS:
+        raise RefusedError(
+            f"this node claims {profile.memory_bytes} B of memory and {profile.gflops} GFLOP/s, "
+            "which no device has"
+        )
     if profile.task_digest != task_digest:
         raise RefusedError(
             f"this node has another version of the task {config.task.name} or of "

@@ -9,12 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from partsum.coordinator.cohort import Change
+from partsum.coordinator.contribution import Readable
 from partsum.coordinator.records import PlannedPart
+from partsum.shared import limits
 from partsum.shared.errors import UpdateRefusedError, WireError
 from partsum.shared.messages import Update
-from partsum.shared.moments import moment_shapes
+from partsum.shared.moments import is_moment, moment_shapes
 from partsum.shared.part import Part, cut_module
-from partsum.shared.tensors import TensorFile
+from partsum.shared.tensors import TensorFile, header_bytes
 from partsum.shared.width import Widths
 
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -59,14 +62,16 @@ def check_claim(update: Update, planned: PlannedPart, largest_bytes: int) -> Non
             raise UpdateRefusedError("not_finite", f"its {what} is {value}")
 
 
-def check_update(path: Path, expected: Shapes) -> None:
+def check_update(path: Path, expected: Shapes, origin: Readable | None = None) -> Change:
     """Check the tensors of an update, one at a time. Raises UpdateRefused with the tensor's name.
 
     Refused: a missing or unknown tensor, another shape or dtype, a value that is not finite, and a
-    file that is not well formed.
+    file that is not well formed. Returns how far it lies from ``origin``, or from zero.
     """
+    squares: dict[str, float] = {}
+    weights = 0
     try:
-        with TensorFile(path) as file:
+        with TensorFile(path, header_bytes(expected)) as file:
             _check_names(set(file.tensors), set(expected))
             for name, (dtype, shape) in expected.items():
                 found = file.tensors[name]
@@ -78,16 +83,29 @@ def check_update(path: Path, expected: Shapes) -> None:
                     raise UpdateRefusedError(
                         "dtype", f"tensor {name!r} is {found.dtype}, expected {dtype}"
                     )
-                _check_finite(name, file.read(name))
+                value = file.read(name)
+                _check_finite(name, value)
+                if dtype.is_floating_point and not is_moment(name):
+                    squares[name] = _squared_change(value, origin.read(name) if origin else None)
+                    weights += value.numel()
     except WireError as error:
-        raise UpdateRefusedError("damaged", str(error)) from error
+        raise UpdateRefusedError("damaged", limits.in_words(str(error))) from error
+    furthest = max(squares, key=lambda name: squares[name], default="")
+    return Change(math.sqrt(sum(squares.values())), weights, furthest)
+
+
+def _squared_change(value: Tensor, origin: Tensor | None) -> float:
+    value = value.to(torch.promote_types(value.dtype, torch.float32))
+    change = value if origin is None else value - origin
+    return float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
 
 
 def _check_names(found: set[str], expected: set[str]) -> None:
     if missing := sorted(expected - found):
         raise UpdateRefusedError("missing", f"tensor {missing[0]!r} is missing")
     if extra := sorted(found - expected):
-        raise UpdateRefusedError("extra", f"tensor {extra[0]!r} is not in this model")
+        name = extra[0][: limits.NAME_CHARACTERS]
+        raise UpdateRefusedError("extra", f"tensor {name!r} is not in this model")
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
@@ -96,3 +114,9 @@ def _check_finite(name: str, tensor: Tensor) -> None:
     low, high = torch.aminmax(tensor)  # one pass; nan and inf both show in it
     if not (torch.isfinite(low) and torch.isfinite(high)):
         raise UpdateRefusedError("not_finite", f"tensor {name!r} holds nan or infinity")
+    largest = max(-float(low), float(high))
+    # Beyond this the difference of two updates, which every merge takes, may be infinite.
+    if largest > torch.finfo(torch.promote_types(tensor.dtype, torch.float32)).max / 2:
+        raise UpdateRefusedError(
+            "not_finite", f"tensor {name!r} holds {largest:.3g}, which is too large to be merged"
+        )

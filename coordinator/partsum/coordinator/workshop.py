@@ -9,24 +9,27 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+from partsum.coordinator.aggregate import Aggregator
 from partsum.coordinator.base import Base
 from partsum.coordinator.clock import Stages
 from partsum.coordinator.cutter import Cutter, base_name
-from partsum.coordinator.gradients import GradientStep
+from partsum.coordinator.gradients import GradientStep, moments_path
+from partsum.coordinator.inspector import Inspector
 from partsum.coordinator.invariants import assert_merge
-from partsum.coordinator.merge import AVERAGE, BLOCK, Contribution, Tensors, merge_files
-from partsum.coordinator.records import PlannedPart, RoundPlan, RoundResult
+from partsum.coordinator.merge import Contribution, Tensors, write_merged
+from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.stand_in import stand_in
 from partsum.coordinator.store import Store
-from partsum.coordinator.updates import Shapes, check_update, part_shapes
+from partsum.coordinator.unmask import UnmaskedMean, shares_of
 from partsum.shared.config import RunConfig
-from partsum.shared.files import sync_folder
+from partsum.shared.files import file_digest, sync_folder
 from partsum.shared.messages import Update
-from partsum.shared.part import Part
+from partsum.shared.part import WHOLE, Part
 from partsum.shared.task import Samples, Scores
 from partsum.shared.tensors import TensorFile
 from partsum.shared.transport import release_memory
@@ -47,7 +50,8 @@ class Workshop:
         self.validation = validation
         self.block = config.parts.is_block
         self.cutter = Cutter(config, store, base, train)
-        self._shapes: dict[Part, Shapes] = {}
+        self.inspector = Inspector(config, store, base, self.cutter)
+        self.aggregator = Aggregator(config, store, base, self.inspector)
 
     def initial_base(self) -> None:
         """Write base 0 where there is none yet."""
@@ -62,16 +66,13 @@ class Workshop:
         """Where an accepted update lies until its round is committed."""
         return self.store.spool_path(f"update-r{round}-p{part}.safetensors")
 
-    def check(self, path: Path, planned: PlannedPart) -> None:
-        """Raise UpdateRefusedError unless the file is an update of that part."""
-        part, known = planned.part, self._shapes  # other threads may put another dict there
-        shapes = known.get(part) or self._part_shapes(part)
-        self._shapes = {**dict(list(known.items())[-64:]), part: shapes}
-        check_update(path, shapes)
-
-    def _part_shapes(self, part: Part) -> Shapes:
-        moments = self.config.parts.moments == "travel"
-        return part_shapes(self.base.shape, self.base.widths, part, moments)
+    def largest_update(self, plan: RoundPlan) -> int:
+        """No update's file is larger: no part is larger than the base; a header may be."""
+        size = self.store.base_path(plan.base).stat().st_size + (1 << 20)
+        if self.config.privacy.secure_aggregation:  # eight bytes for each number
+            return int(size + 8 * sum(t.numel() for t in self.base.shape.state_dict().values()))
+        travels = 3 if self.config.parts.moments == "travel" else 1  # two moments a weight
+        return travels * size
 
     # -- merging ----------------------------------------------------------------------------------
 
@@ -84,9 +85,10 @@ class Workshop:
         out = self.store.base_path(base_name(plan.round + 1))
         with ExitStack() as files:
             with stages.timing("merge"):
-                shares = self._contributions(plan, updates, files)
-                digest = self._write_base(plan, list(shares.values()), out)
-                facts = self._keep_parts(plan, updates) if self.block else {}
+                kept = self.store.fact("parts") or {}
+                shares = self._contributions(plan, updates, kept, self.update_path, files)
+                digest = self._write_base(plan, shares, out, files)
+                facts = self._facts(plan, updates)
                 release_memory()  # before the model for evaluation comes on top
             with stages.timing("evaluate"):
                 scores = self._evaluate(plan, shares, out)
@@ -100,24 +102,59 @@ class Workshop:
         )
         return result, facts
 
+    def rebuild_base(self, round: int) -> str:
+        """Merge a committed round of mode block again, from the parts kept of it; the digest."""
+        plan, (result, _, _) = self.store.plan(round), self.store.results()[round]
+        assert plan is not None
+        received = self.store.updates(round)
+        updates = {k: item.update for k, item in received.items() if k not in result.missing}
+        kept = self.store.round_facts(round)["parts"]
+        with ExitStack() as files:
+            shares = self._contributions(plan, updates, kept, self.store.part_path, files)
+            return self._write_base(plan, shares, self.store.base_path(result.base), files)
+
     def _contributions(
-        self, plan: RoundPlan, updates: Mapping[int, Update], files: ExitStack
+        self,
+        plan: RoundPlan,
+        updates: Mapping[int, Update],
+        kept: Mapping[str, Any],
+        path_of: Callable[[int, int], Path],
+        files: ExitStack,
     ) -> dict[int, Contribution]:
+        """By part: an update, which lies at ``path_of`` its round and part, else what was kept."""
+        if self.config.privacy.secure_aggregation:
+            return {min(updates): self._sum(plan, updates, files)}
         shares: dict[int, Contribution] = {}
         for k, update in sorted(updates.items()):
-            file = files.enter_context(TensorFile(self.update_path(plan.round, k)))
+            file = files.enter_context(TensorFile(path_of(plan.round, k)))
             weight = float(max(1, update.num_samples))
             shares[k] = Contribution(plan.parts[k].part, file, weight)
         if self.block:
             for k in set(range(len(plan.parts))) - set(shares):
-                shares[k] = self._last_known(plan, k, shares, files)
+                shares[k] = self._last_known(plan, k, kept.get(str(k)), shares, files)
         return dict(sorted(shares.items()))
 
+    def _sum(
+        self, plan: RoundPlan, updates: Mapping[int, Update], files: ExitStack
+    ) -> Contribution:
+        """Masked updates, as the one mean that can be read of them."""
+        old = files.enter_context(TensorFile(self.store.base_path(plan.base)))
+        paths = [self.update_path(plan.round, k) for k in sorted(updates)]
+        masks = [(bytes.fromhex(key), way) for key, way in self.store.fact("unmasking")["masks"]]
+        shares = shares_of([max(1, part.num_samples) for part in plan.parts], "")
+        share = sum(shares[k].share for k in sorted(updates))
+        opened = [files.enter_context(TensorFile(path)) for path in paths]
+        return Contribution(WHOLE, UnmaskedMean(opened, masks, share, old), 1.0)
+
     def _last_known(
-        self, plan: RoundPlan, k: int, live: Mapping[int, Contribution], files: ExitStack
+        self,
+        plan: RoundPlan,
+        k: int,
+        kept: Mapping[str, Any] | None,
+        live: Mapping[int, Contribution],
+        files: ExitStack,
     ) -> Contribution:
         """A missing slice of mode block: its last update, or a stand-in that does not count yet."""
-        kept = (self.store.fact("parts") or {}).get(str(k))
         if kept:
             file = files.enter_context(TensorFile(self.store.folder / "parts" / kept["file"]))
             return Contribution(plan.parts[k].part, file, float(kept["samples"]))
@@ -125,21 +162,33 @@ class Workshop:
         tensors = stand_in(self.base, planned.part, [live[j] for j in sorted(live)], planned.seed)
         return Contribution(planned.part, Tensors(tensors), 0.0)
 
-    def _write_base(self, plan: RoundPlan, shares: list[Contribution], out: Path) -> str:
+    def _write_base(
+        self, plan: RoundPlan, shares: Mapping[int, Contribution], out: Path, files: ExitStack
+    ) -> str:
         old = self.store.base_path(plan.base)
+        merger = self.aggregator.merger(plan, shares, files)
         metadata = {"partsum.base": str(plan.round + 1)}
         if self.config.parts.aggregate == "gradients":
             # The middle: at its end the schedule may be at zero, and the round would be lost.
             middle = sum(plan.progress) / 2
             folder = self.store.folder / "bases"
             step = GradientStep(self.config.training, self.base.shape, folder, middle)
-            digest = step.apply(old, shares, self.base.widths, out, plan.round)
+            digest = step.apply(old, merger, out, plan.round)
         else:
-            rule = BLOCK if self.block else AVERAGE
-            digest = merge_files(old, shares, self.base.widths, rule, out, metadata)
+            digest = write_merged(old, merger, out, metadata)
         if self.block:
             return digest
         return self.base.recalibrated(out, self.train, self.config.seed) or digest
+
+    def _facts(self, plan: RoundPlan, updates: Mapping[int, Update]) -> dict[str, object]:
+        """What the next round goes on from beside the base, to be committed with this one."""
+        if self.block:
+            return self._keep_parts(plan, updates)
+        facts: dict[str, object] = {}
+        if self.config.privacy.secure_aggregation:
+            facts["unmasking"] = None  # it has served
+        moments = moments_path(self.store.folder / "bases", plan.round + 1)
+        return facts | ({"moments": file_digest(moments)} if moments.exists() else {})
 
     def _keep_parts(self, plan: RoundPlan, updates: Mapping[int, Update]) -> dict[str, object]:
         """Mode block: parts go on from their own last update, so these are kept beside the base."""
@@ -158,10 +207,19 @@ class Workshop:
         sync_folder(self.store.folder / "parts")
         return {"parts": kept}
 
-    def kept_paths(self) -> set[Path]:
-        """The part files that the journal speaks of."""
-        kept = self.store.fact("parts") or {}
-        return {self.store.folder / "parts" / entry["file"] for entry in kept.values()}
+    def files_of(self, round: int) -> dict[Path, str]:
+        """The files beside the base that go on from a committed round, and their digests."""
+        facts, folder = self.store.round_facts(round), self.store.folder
+        kept = (facts.get("parts") or {}).values()
+        files = {folder / "parts" / entry["file"]: entry["blob"]["digest"] for entry in kept}
+        if "moments" in facts:
+            files[moments_path(folder / "bases", round + 1)] = facts["moments"]
+        return files
+
+    def kept_paths(self, rounds: int = 0) -> set[Path]:
+        """The files of the newest committed ``rounds``; 0: of all."""
+        newest = list(self.store.results())[-rounds:]
+        return {path for round in newest for path in self.files_of(round)}
 
     # -- evaluation -------------------------------------------------------------------------------
 

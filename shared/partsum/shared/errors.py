@@ -56,7 +56,8 @@ class WireError(PartsumError):
 class UpdateRefusedError(PartsumError):
     """An update that must not be merged.
 
-    ``kind`` is the metric label: shape, dtype, missing, extra, not_finite, base, samples, digest.
+    ``kind`` is the metric label: shape, dtype, missing, extra, damaged, not_finite, base,
+    samples, size, norm.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -65,7 +66,11 @@ class UpdateRefusedError(PartsumError):
 
 
 class RefusedError(PartsumError):
-    """The coordinator will not have this node."""
+    """The coordinator will not have this peer; where ``retry``, not yet."""
+
+    def __init__(self, message: str, retry: bool = False) -> None:
+        super().__init__(message)
+        self.retry = retry
 
 
 class StateError(PartsumError):

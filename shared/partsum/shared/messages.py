@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from partsum.shared.secure import Masking
+
 if TYPE_CHECKING:  # width needs torch, and a node's daemon does without
     from partsum.shared.width import Widths
 
@@ -96,6 +98,7 @@ class Assignment:
     num_samples: int
     progress: tuple[float, float]
     settings: TrainSettings
+    masking: Masking | None = None  # secure aggregation: how to mask the update
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Update:
     samples_per_second: float
     peak_memory_bytes: int
     blob: Blob
+    session: str = ""  # secure aggregation: of the masks that are on the tensors
 
 
 @dataclass(frozen=True)

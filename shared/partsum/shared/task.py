@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from partsum.shared.errors import DataError, PartsumError, TaskError
 from partsum.shared.messages import TaskSpec
+
+_NAME = re.compile(r"[^\W\d_]\w*(\.[^\W\d_]\w*)*:[^\W\d_]\w*")
 
 Samples = Dataset[Any]
 """A map-style data set of (input, target) pairs; a TensorDataset of two is the fast case."""
@@ -47,8 +50,13 @@ class Task:
 def load_task(spec: TaskSpec) -> Task:
     """Import ``package.module:function`` and call it with the spec's options.
 
+    A node is told the name and the options by its coordinator, so not everything that can be
+    imported may be called: only a function that is declared to return a Task (``-> Task``), and
+    nothing of Python's own library is imported for it.
+
     Raises:
-        TaskError: the path does not resolve, the options do not fit, or no Task comes back.
+        TaskError: the path does not resolve, names no task, the options do not fit, or no Task
+            comes back.
     """
     function = _find(spec.name)
     try:
@@ -73,12 +81,20 @@ def load_task(spec: TaskSpec) -> Task:
 
 
 def _find(name: str) -> Callable[..., object]:
-    module_name, colon, function_name = name.partition(":")
-    if not colon or not module_name or not function_name:
-        raise TaskError(f"task name {name!r} is not of the form package.module:function")
+    module_name, _, function_name = name.partition(":")
+    if not _NAME.fullmatch(name):
+        raise TaskError(
+            f"task name {name[:80]!r} is not of the form package.module:function, with names that "
+            "do not begin with an underscore"
+        )
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise TaskError(
+            f"task {name}: {module_name.partition('.')[0]} is a module of Python's own library, "
+            "which has no tasks; give your module another name"
+        )
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a task's module may fail in any way while it is imported
+    except (Exception, SystemExit) as error:  # a task's module may fail in any way on import
         raise TaskError(
             f"cannot import the task's module {module_name!r}: "
             f"{type(error).__name__}: {error}. It must be installed, or be importable from where "
@@ -91,7 +107,25 @@ def _find(name: str) -> Callable[..., object]:
             f"module {module_name} has no function {function_name!r}; it has "
             f"{', '.join(sorted(offered)) or 'none'}"
         )
+    if not _returns_task(function):
+        raise TaskError(
+            f"{name} is not declared as a task, so it is not called; write it as "
+            f"`def {function_name}(...) -> Task:`, with Task from partsum.shared.task"
+        )
     return cast(Callable[..., object], function)
+
+
+def _returns_task(function: Callable[..., object]) -> bool:
+    """Whether it is a function whose annotation says that it returns a Task."""
+    if not inspect.isroutine(function):
+        return False  # a class: to call it is to make one
+    try:
+        returned = inspect.signature(function).return_annotation
+    except (TypeError, ValueError):  # of C, without a signature
+        return False
+    if isinstance(returned, str):  # from __future__ import annotations
+        return returned.strip("'\"").rpartition(".")[2] == Task.__name__
+    return returned is Task
 
 
 def task_digest(spec: TaskSpec) -> str:

@@ -19,6 +19,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from partsum.shared import limits
 from partsum.shared.errors import PartsumError, WireError
 from partsum.shared.files import sync_folder
 
@@ -35,7 +36,6 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_HEADER_LIMIT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,19 @@ class TensorFile:
 
     Raises WireError where the file is not well formed: nothing of it is believed before its header
     has been checked against its size.
+
+    Args:
+        path: the file.
+        header_limit_bytes: a longer header is not read; see `header_bytes` for what is expected.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, header_limit_bytes: int = limits.TENSORS_HEADER_BYTES) -> None:
         self.path = path
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
         try:
-            self.tensors, self.metadata = _read_header(self._file.fileno(), path)
+            self.tensors, self.metadata = _read_header(
+                self._file.fileno(), path, header_limit_bytes
+            )
         except BaseException:
             self._file.close()
             raise
@@ -67,17 +73,28 @@ class TensorFile:
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""
         info = self.tensors[name]
-        buffer = bytearray(info.size_bytes)
+        return self._read(name, info.start, info.shape)
+
+    def read_rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows ``first`` to ``last - 1`` of a tensor's first dimension, in memory of their own."""
+        info = self.tensors[name]
+        assert 0 <= first <= last <= info.shape[0], f"{name!r} has no rows {first} to {last}"
+        row = info.size_bytes // max(1, info.shape[0])
+        return self._read(name, info.start + first * row, (last - first, *info.shape[1:]))
+
+    def _read(self, name: str, start: int, shape: tuple[int, ...]) -> Tensor:
+        dtype = self.tensors[name].dtype
+        buffer = bytearray(math.prod(shape) * dtype.itemsize)
         view = memoryview(buffer)
         done = 0
-        while done < info.size_bytes:
-            count = os.preadv(self._file.fileno(), [view[done:]], info.start + done)
+        while done < len(buffer):
+            count = os.preadv(self._file.fileno(), [view[done:]], start + done)
             if count == 0:
                 raise WireError(f"{self.path} is cut short inside tensor {name!r}")
             done += count
         if not buffer:
-            return torch.empty(info.shape, dtype=info.dtype)
-        return torch.frombuffer(buffer, dtype=info.dtype).view(info.shape)
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(buffer, dtype=dtype).view(shape)
 
     def close(self) -> None:
         """Let the file go; tensors already read stay valid."""
@@ -95,11 +112,15 @@ class TensorFile:
         self.close()
 
 
-def _read_header(file: int, path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def _read_header(
+    file: int, path: Path, limit_bytes: int
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     size = os.fstat(file).st_size
     length = int.from_bytes(os.pread(file, 8, 0), "little")
-    if size < 8 or length > min(size - 8, _HEADER_LIMIT_BYTES):
+    if size < 8 or length > size - 8:
         raise WireError(f"{path} is not a safetensors file: its header does not fit in {size} B")
+    if length > limit_bytes:  # a wrong one costs many times its length in memory
+        raise WireError(f"{path} has a header of {length} B; at most {limit_bytes} B are read")
     try:
         header = json.loads(os.pread(file, length, 8))
         metadata = {str(k): str(v) for k, v in header.pop("__metadata__", {}).items()}
@@ -121,6 +142,8 @@ def _info(entry: Mapping[str, object], base: int) -> TensorInfo:
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError(f"shape {shape!r}")
+    if len(shape) > limits.TENSOR_DIMENSIONS:
+        raise ValueError(f"a shape of {len(shape)} dimensions; at most {limits.TENSOR_DIMENSIONS}")
     if math.prod(max(1, n) for n in shape) >= 1 << 60:  # torch overflows, even if it is empty
         raise ValueError(f"shape {shape!r}")
     if not isinstance(offsets, list) or [type(n) for n in offsets] != [int, int]:
@@ -129,6 +152,12 @@ def _info(entry: Mapping[str, object], base: int) -> TensorInfo:
     if offsets[0] < 0 or size != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"data_offsets {offsets!r} do not fit shape {shape!r}")
     return TensorInfo(dtype, tuple(shape), base + offsets[0], size)
+
+
+def header_bytes(shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> int:
+    """What the header of a file with these tensors needs at most, with 4 KiB for its metadata."""
+    # Six bytes for a letter that JSON escapes; 20 for a number of 64 bits and its comma.
+    return 4096 + sum(6 * len(name) + 80 + 20 * (len(s) + 2) for name, (_, s) in shapes.items())
 
 
 class TensorWriter:
@@ -165,6 +194,11 @@ class TensorWriter:
             offset += size
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
+        if len(text) > limits.TENSORS_HEADER_BYTES:
+            raise PartsumError(
+                f"{len(shapes)} tensors need a header of {len(text)} B in {path.name}, more than "
+                f"{limits.TENSORS_HEADER_BYTES} B; the model needs fewer, larger tensors"
+            )
         self._shapes = shapes
         self._digest = xxhash.xxh3_128()
         self._written = 0

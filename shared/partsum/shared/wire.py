@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Literal, TypeVar
 
 import xxhash
 
 from partsum.protos.v1 import partsum_pb2 as pb
+from partsum.shared import limits, wire_secure
 from partsum.shared import messages as m
 from partsum.shared.errors import WireError
 from partsum.shared.messages import Part
@@ -35,8 +37,8 @@ def blob_to_wire(blob: m.Blob) -> pb.Blob:
 
 def blob_from_wire(blob: pb.Blob) -> m.Blob:
     """Raises WireError for a digest that is not one: it becomes a file's name."""
-    if not _DIGEST.fullmatch(blob.digest) or blob.size_bytes < 0:
-        raise WireError(f"{blob.digest!r} of {blob.size_bytes} B is not a blob")
+    if not _DIGEST.fullmatch(blob.digest) or not 0 <= blob.size_bytes <= limits.COUNT:
+        raise WireError(f"{blob.digest[:40]!r} of {blob.size_bytes} B is not a blob")
     return m.Blob(blob.digest, blob.size_bytes)
 
 
@@ -57,20 +59,31 @@ def part_to_wire(part: Part) -> pb.Part:
 
 
 def part_from_wire(part: pb.Part) -> Part:
-    """Raises WireError where ranges are empty, overlap or are out of order."""
-    units: dict[str, tuple[int, ...]] = {}
-    for name, ranges in part.units.items():
-        if not ranges.starts or len(ranges.starts) != len(ranges.ends):
-            raise WireError(f"the units of width group {name!r} are not a list of ranges")
-        last = 0
-        for start, end in zip(ranges.starts, ranges.ends, strict=True):
-            if start < last or end <= start or end > 1 << 24:
-                raise WireError(f"units [{start}, {end}) of width group {name!r} are out of order")
-            last = end
-        units[name] = tuple(
-            u for s, e in zip(ranges.starts, ranges.ends, strict=True) for u in range(s, e)
-        )
-    return Part(units)
+    """Raises WireError where ranges are empty, overlap or are out of order, or are too many.
+
+    All are counted before the first is written out: a message of 60 B can name 16 million units.
+    """
+    limits.within(len(part.units), 0, limits.GROUPS, "the number of a part's width groups")
+    total = sum(_count_units(name, ranges) for name, ranges in part.units.items())
+    limits.within(total, 0, limits.UNITS, "the number of a part's units")
+    return Part(
+        {
+            name: tuple(u for s, e in zip(r.starts, r.ends, strict=True) for u in range(s, e))
+            for name, r in part.units.items()
+        }
+    )
+
+
+def _count_units(name: str, ranges: pb.UnitRanges) -> int:
+    limits.short(name, "a width group's name")
+    if not ranges.starts or len(ranges.starts) != len(ranges.ends):
+        raise WireError(f"the units of width group {name!r} are not a list of ranges")
+    last = total = 0
+    for start, end in zip(ranges.starts, ranges.ends, strict=True):
+        if start < last or end <= start or end > limits.UNITS:
+            raise WireError(f"units [{start}, {end}) of width group {name!r} are out of order")
+        last, total = end, total + end - start
+    return total
 
 
 def settings_to_wire(settings: m.TrainSettings) -> pb.TrainSettings:
@@ -92,15 +105,22 @@ def settings_to_wire(settings: m.TrainSettings) -> pb.TrainSettings:
 
 
 def settings_from_wire(settings: pb.TrainSettings) -> m.TrainSettings:
-    """Raises WireError for an enum value that this version does not know."""
+    """Raises WireError for a number that none of them can be, and an enum value of other versions.
+
+    As in the config, which has the finer bounds, nothing is negative, infinite or NaN.
+    """
+    largest = sys.float_info.max
     return m.TrainSettings(
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        width_lr_power=settings.width_lr_power,
-        weight_decay=settings.weight_decay,
-        betas=(settings.beta1, settings.beta2),
-        gradient_clip=settings.gradient_clip,
-        warmup=settings.warmup,
+        batch_size=limits.within(settings.batch_size, 1, limits.BATCH_SIZE, "batch_size"),
+        learning_rate=limits.within(settings.learning_rate, 0, largest, "learning_rate"),
+        width_lr_power=limits.within(settings.width_lr_power, 0, largest, "width_lr_power"),
+        weight_decay=limits.within(settings.weight_decay, 0, largest, "weight_decay"),
+        betas=(
+            limits.within(settings.beta1, 0, 1, "beta1"),
+            limits.within(settings.beta2, 0, 1, "beta2"),
+        ),
+        gradient_clip=limits.within(settings.gradient_clip, 0, largest, "gradient_clip"),
+        warmup=limits.within(settings.warmup, 0, 1, "warmup"),
         precision=_known(_PRECISIONS, settings.precision, "precision"),
         aggregate=_known(_AGGREGATES, settings.aggregate, "aggregate"),
         deterministic=settings.deterministic,
@@ -117,7 +137,7 @@ def _known(table: Mapping[Name, int], value: int, what: str) -> Name:
 
 def assignment_to_wire(assignment: m.Assignment) -> pb.Assignment:
     """An Assignment as protobuf."""
-    start, samples = assignment.start, assignment.samples
+    start, samples, masking = assignment.start, assignment.samples, assignment.masking
     return pb.Assignment(
         id=assignment.id,
         round=assignment.round,
@@ -132,6 +152,7 @@ def assignment_to_wire(assignment: m.Assignment) -> pb.Assignment:
         progress_start=assignment.progress[0],
         progress_end=assignment.progress[1],
         settings=settings_to_wire(assignment.settings),
+        masking=wire_secure.masking_to_wire(masking) if masking else None,
     )
 
 
@@ -139,18 +160,22 @@ def assignment_from_wire(assignment: pb.Assignment) -> m.Assignment:
     """Raises WireError where a field cannot be what it says."""
     a = assignment
     return m.Assignment(
-        id=a.id,
-        round=a.round,
-        part_index=a.part_index,
+        id=limits.short(a.id, "an assignment's name"),
+        round=limits.within(a.round, 0, limits.COUNT, "round"),
+        part_index=limits.within(a.part_index, 0, limits.COUNT, "part_index"),
         part=part_from_wire(a.part),
         seed=a.seed,
         start=blob_from_wire(a.start) if a.HasField("start") else None,
         cluster=blob_from_wire(a.cluster),
         samples=blob_from_wire(a.samples) if a.HasField("samples") else None,
-        first_sample=a.first_sample,
-        num_samples=a.num_samples,
-        progress=(a.progress_start, a.progress_end),
+        first_sample=limits.within(a.first_sample, 0, limits.COUNT, "first_sample"),
+        num_samples=limits.within(a.num_samples, 0, limits.COUNT, "num_samples"),
+        progress=(
+            limits.within(a.progress_start, 0, 1, "progress_start"),
+            limits.within(a.progress_end, a.progress_start, 1, "progress_end"),
+        ),
         settings=settings_from_wire(a.settings),
+        masking=wire_secure.masking_from_wire(a.masking) if a.HasField("masking") else None,
     )
 
 
@@ -167,22 +192,27 @@ def update_to_wire(update: m.Update) -> pb.Update:
         samples_per_second=update.samples_per_second,
         peak_memory_bytes=update.peak_memory_bytes,
         blob=blob_to_wire(update.blob),
+        session=update.session,
     )
 
 
 def update_from_wire(update: pb.Update) -> m.Update:
-    """Raises WireError where the blob's digest is not one."""
+    """Raises WireError where the blob's digest is not one, or a name is too long.
+
+    What it says of its training is checked against its assignment, by whoever gave that out.
+    """
     return m.Update(
-        assignment_id=update.assignment,
+        assignment_id=limits.short(update.assignment, "an assignment's name"),
         round=update.round,
         part_index=update.part_index,
-        start_digest=update.start_digest,
+        start_digest=limits.short(update.start_digest, "the digest of an update's start"),
         num_samples=update.num_samples,
         loss=update.loss,
         train_seconds=update.train_seconds,
         samples_per_second=update.samples_per_second,
         peak_memory_bytes=update.peak_memory_bytes,
         blob=blob_from_wire(update.blob),
+        session=limits.short(update.session, "a session"),
     )
 
 
@@ -209,7 +239,9 @@ def chunk_to_wire(offset: int, data: bytes) -> pb.Chunk:
 
 
 def chunk_from_wire(chunk: pb.Chunk, expected_offset: int) -> bytes:
-    """The chunk's bytes. Raises WireError where it is damaged or not the next one."""
+    """The chunk's bytes. Raises WireError where it is damaged, empty or not the next one."""
+    if not chunk.data:
+        raise WireError(f"an empty chunk came at offset {chunk.offset}: it leads nowhere")
     if chunk.offset != expected_offset:
         raise WireError(f"a chunk at offset {chunk.offset} came where {expected_offset} was next")
     if xxhash.xxh3_64_intdigest(chunk.data) != chunk.checksum:

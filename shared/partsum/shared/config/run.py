@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from partsum.shared.config.fit import check_merge, check_privacy, check_secrecy
 from partsum.shared.config.section import Section
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
 from partsum.shared.config.work import (
@@ -45,6 +46,13 @@ class RunConfig(Section):
     def _quorum_of_nodes(self) -> RunConfig:
         if not self.handoff.enabled and self.parts.rounds == 0:
             raise ValueError("parts.rounds is 0 and handoff.enabled is false: nothing to do")
+        return self
+
+    @model_validator(mode="after")
+    def _promises_that_can_be_kept(self) -> RunConfig:
+        check_merge(self.merge, self.parts)
+        check_privacy(self.privacy, self.merge, self.parts, self.handoff)
+        check_secrecy(self.privacy, self.merge, self.parts, self.rounds)
         return self
 
     @model_validator(mode="after")

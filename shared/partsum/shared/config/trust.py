@@ -18,14 +18,18 @@ class MergeConfig(Section):
     rule: Rule = "mean"
     """mean: by samples; median and trimmed_mean: element by element; norm_clip: mean of updates
     whose change is shortened to `clip_norm`; krum, multi_krum: only the updates that lie closest to
-    each other. All but mean need planner = "full" or mode = "residual"."""
+    each other. All but mean need planner = "full" or mode = "residual"; all but mean and norm_clip
+    ignore samples, which are a node's own claim."""
     hostile: Positive = 1
-    """How many nodes may lie: what trimmed_mean cuts off at each end, and Krum's f."""
+    """How many of a round's updates may lie: what trimmed_mean cuts off at each end (needs 2 x
+    hostile + 1 parts), and Krum's f (2 x hostile + 3). A node with two parts counts twice."""
     clip_norm: NotNegative = 0.0
     """norm_clip's longest change of an update; 0 takes the median of the round's updates."""
     norm_bound: NotNegative = 10.0
-    """An update whose change is longer than this many times the median of the round's (or, while
-    fewer than three are in, of the last round's too) is refused; 0 refuses none."""
+    """An update whose weights change (root mean square) more than this many times as much as the
+    median of the round's others (and, while fewer than three are in, of the last three rounds') is
+    refused when the round is merged; 0 refuses none. Not with differential privacy, which bounds
+    every update."""
 
 
 class PrivacyConfig(Section):
@@ -33,14 +37,17 @@ class PrivacyConfig(Section):
     whom."""
 
     noise_multiplier: NotNegative = 0.0
-    """Central differential privacy for each node's data: Gaussian noise of this many times
-    `clip_norm` over the number of nodes is added to the merged change; 0 adds none."""
+    """Central differential privacy for each part's cluster of data: Gaussian noise of this many
+    times `clip_norm` over the number of parts is added to the mean change of each round; 0 adds
+    none. Needs planner = "full" and no hand-off."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    """The longest change of one node's update that differential privacy lets through."""
+    """The longest change of one update that differential privacy lets through (L2, all weights)."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     """The delta of the (epsilon, delta) that the accountant reports."""
     secure_aggregation: bool = False
-    """Nodes mask their updates, so that the coordinator sees nothing but their sum."""
+    """Nodes mask their updates, so that the coordinator sees nothing but their sum. Needs
+    parts.planner = "full", three nodes or more and one for each part; updates have twice the bytes,
+    and cannot be compared with each other: `norm_bound` is not applied."""
 
 
 class ServerConfig(Section):

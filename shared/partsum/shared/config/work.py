@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from partsum.shared.config.section import Fraction, NotNegative, Positive, Section
+from partsum.shared.limits import BEAT_SECONDS
 
 
 class TaskConfig(Section):
@@ -132,7 +133,7 @@ class RoundsConfig(Section):
     """Share of the parts that must be in before a deadline may close the round."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
     """A round older than this closes with the updates that are in, if they make a quorum."""
-    heartbeat_seconds: Annotated[float, Field(gt=0)] = 2.0
+    heartbeat_seconds: Annotated[float, Field(ge=BEAT_SECONDS[0], le=BEAT_SECONDS[1])] = 2.0
     """Nodes say this often that they live; three missed and the node counts as gone."""
     return_seconds: NotNegative | None = None
     """A lost node's part waits this long for it before another may take it; by default two
