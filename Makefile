@@ -1,5 +1,8 @@
 # make demo   the whole job on this machine      make test   everything that CI runs
 # make setup  only the set-up                    make check  linters, types, contracts, protocol
+# make bench  short benchmarks                   make fuzz   wild messages (MESSAGES=100000 SEED=1)
+# make chaos  random kills, then the bytes are compared (MINUTES=10 KILLS=200 SEED=...)
+# make soak   thousands of rounds with flat memory (MINUTES=30)
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help setup demo test check bench chaos soak fuzz clean
 
 help:
-	@sed -n 's/^# *//p' Makefile | head -2
+	@sed -n 's/^# *//p' Makefile | head -5
 
 setup: $(READY)
 

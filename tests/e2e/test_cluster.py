@@ -64,7 +64,7 @@ def test_a_run_from_parts_to_hand_off_leaves_everything_a_user_needs(make_cluste
 
 
 def test_a_killed_nodes_part_is_taken_over_and_the_round_goes_on(make_cluster: Make) -> None:
-    cluster = make_cluster(rounds=3, local_epochs=10.0)
+    cluster = make_cluster(rounds=3, local_epochs=10.0, rounds_section="return_seconds = 1.0")
     cluster.coordinator()
     for name in ("a", "b"):
         cluster.node(name)
@@ -72,6 +72,7 @@ def test_a_killed_nodes_part_is_taken_over_and_the_round_goes_on(make_cluster: M
     cluster.kill("b")
     assert cluster.wait("coordinator") == 0
     assert "node b is gone" in cluster.log("coordinator")
+    assert "its moments are with b" in cluster.log("coordinator")
     summary: Any = cluster.summary()
     assert summary["state"] == "finished"
     assert len(summary["rounds"]) == 3

@@ -85,6 +85,7 @@ def test_a_push_over_a_slow_and_lossy_link_is_left_alone_and_once_cut_goes_on_wh
     assert a["bytes_received"] < 1.1 * b["bytes_received"]
 
 
+@pytest.mark.long
 def test_a_connection_that_is_half_open_is_noticed_by_the_node(
     cluster: Cluster, network: Network, calm_weights: bytes
 ) -> None:

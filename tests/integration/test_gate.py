@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,8 @@ from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.protos.v1 import partsum_pb2_grpc as rpc
 from partsum.shared.credentials import Credentials, Role, read_credentials
 from partsum.shared.errors import RefusedError
-from partsum.shared.transport import SERVER_OPTIONS, open_channel
+from partsum.shared.logs import set_up_logging
+from partsum.shared.transport import SERVER_NAME, SERVER_OPTIONS, open_channel
 
 DAY = 86400.0
 NOT_IN = {
@@ -399,6 +401,81 @@ def test_who_calls_too_often_is_refused_for_a_while_and_who_talks_too_much_is_he
             await quiet.heard("welcome")
 
     at_the_door(tmp_path, issuer, test, "calls_per_second = 40.0")
+
+
+def test_a_member_has_a_few_calls_open_at_once_and_a_stranger_none(tmp_path: Path) -> None:
+    """Each that is not read costs memory and an open file."""
+    issuer = Issuer(tmp_path / "access", "token")
+    wide, good = issuer.give("wide"), issuer.give("good")
+
+    async def silent() -> AsyncIterator[pb.PushRequest]:
+        await asyncio.sleep(60)
+        yield pb.PushRequest()
+
+    async def test(door: Door) -> None:
+        async with door.channel(wide) as channel, door.channel(good) as other:
+            stub = rpc.CoordinatorServiceStub(channel)
+            calls = [asyncio.create_task(_ending(stub.Push(silent()))) for _ in range(20)]
+            done, open_still = await asyncio.wait(calls, timeout=2.0)
+            assert [call.result() for call in done] == ["wide has 16 calls open already"] * 4
+            node = HandNode(rpc.CoordinatorServiceStub(other), tmp_path, "good")
+            node.hello()
+            await node.heard("welcome")
+            for call in open_still:
+                call.cancel()
+            await asyncio.wait(open_still)
+            health = health_pb2_grpc.HealthStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await health.Watch(health_pb2.HealthCheckRequest(service="x" * 1000)).read()
+            assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+    at_the_door(tmp_path, issuer, test, "calls_per_second = 200.0")
+
+
+def test_a_stranger_cannot_fill_the_log_with_bytes_that_are_no_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are read before anybody is asked who is there, so no rate limit counts them."""
+    issuer = Issuer(tmp_path / "access", "token")
+    authority = issuer.give("good").authority.encode()
+    options = [("grpc.ssl_target_name_override", SERVER_NAME)]
+    with own_logging():
+
+        async def test(door: Door) -> None:
+            tls = grpc.ssl_channel_credentials(authority)
+            async with grpc.aio.secure_channel(door.address, tls, options=options) as channel:
+                offer: Any = channel.unary_unary("/partsum.protos.v1.CoordinatorService/Offer")
+                for _ in range(50):
+                    with pytest.raises(grpc.aio.AioRpcError):
+                        await offer(b"no message")
+
+        at_the_door(tmp_path, issuer, test, "calls_per_second = 200.0")
+    said = capsys.readouterr().err
+    assert said.count("DecodeError") == 1
+    assert "Traceback" not in said
+
+
+@contextlib.contextmanager
+def own_logging() -> Iterator[None]:
+    """As a command logs, and then as pytest does again."""
+    loggers = [logging.getLogger(name) for name in ("partsum", "grpc")]
+    before = [(one.handlers[:], one.level, one.propagate) for one in loggers]
+    set_up_logging()
+    try:
+        yield
+    finally:
+        for one, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            one.handlers[:], one.propagate = handlers, propagate
+            one.setLevel(level)
+
+
+async def _ending(call: Any) -> str:
+    """Why a call was refused."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return str(error.details())
+    return ""
 
 
 def test_who_fails_too_often_is_not_even_told_why(tmp_path: Path) -> None:

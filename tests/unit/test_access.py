@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from partsum.coordinator import issue
-from partsum.coordinator.access import AccessFolder, open_access
+from partsum.coordinator.access import AccessFolder, open_access, write_secret
 from partsum.coordinator.certs import expires
 from partsum.coordinator.members import (
     Key,
+    Kind,
     Members,
     certificate_digest,
     parse_members,
@@ -88,7 +90,9 @@ def test_the_register_comes_back_from_its_file_and_damage_is_said() -> None:
     members.give("a", "node", key("one"))
     again = parse_members(members.text())
     assert list(again) == list(members)
-    for damaged in ("", "{}", '{"members": [{"name": "a"}]}', "[1]"):
+    late = members.text().replace("360000.0", '"never"')  # it would be compared with the time
+    assert late != members.text()
+    for damaged in ("", "{}", '{"members": [{"name": "a"}]}', "[1]", late):
         with pytest.raises(StateError, match="register of members is damaged"):
             parse_members(damaged)
 
@@ -114,6 +118,15 @@ def test_files_of_secrets_are_for_their_owner_and_the_register_holds_none(
     digests = {k["digest"] for m in json.loads(register)["members"] for k in m["keys"]}
     assert {token_digest(a.token), certificate_digest(b.certificate)} < digests
     assert expires(b.certificate) == pytest.approx(b.expires.timestamp(), abs=2)
+
+
+def test_who_made_the_file_of_a_secret_beforehand_does_not_read_it(tmp_path: Path) -> None:
+    """In a folder like /tmp somebody may guess its draft's name, and keep it open."""
+    draft = tmp_path / f".secret.{os.getpid()}"
+    with open(draft, "w+") as theirs:
+        write_secret(tmp_path / "secret", "precious")
+        assert theirs.read() == ""
+    assert (tmp_path / "secret").read_text() == "precious"
 
 
 def test_credentials_are_never_written_over_something_else(folder: AccessFolder) -> None:
@@ -148,6 +161,16 @@ def test_what_is_no_credentials_file_is_refused_without_quoting_it(tmp_path: Pat
             load_credentials(path, "node")
         assert "hush" not in str(caught.value)
         assert caught.value.__cause__ is None
+
+
+def test_only_names_get_credentials_of_either_kind_the_longest_too(folder: AccessFolder) -> None:
+    kinds: tuple[Kind, ...] = ("token", "certificate")
+    for kind in kinds:
+        for name in ("", "../a", "-a", "x" * 65):
+            with pytest.raises(ConfigError, match="may hold letters"):
+                issue.give(folder.path, kind, name, "operator", 9, None)
+        issue.give(folder.path, kind, "x" * 64, "operator", 9, Path(f"{kind}.toml"))
+        assert load_credentials(Path(f"{kind}.toml"), "operator").name == "x" * 64
 
 
 def test_credentials_that_others_can_read_are_warned_of(
@@ -191,7 +214,7 @@ def test_a_folder_that_cannot_serve_is_answered_with_the_command_that_mends_it(
     access = open_access(config, end - HOUR)
     assert access is not None
     advice = " ".join(access.advice(config, end - HOUR))
-    assert "chmod 600" in advice
+    assert "chmod go=" in advice
     assert "expires in 0 days" in advice
     assert "no node has a valid token" in advice
     assert "server.allow names a, which has no valid token" in advice

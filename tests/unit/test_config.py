@@ -157,6 +157,18 @@ def test_a_robust_rule_needs_enough_parts_to_hold(
     assert parse_config(text(least)).merge.hostile == hostile
 
 
+def test_an_allow_list_that_cannot_be_kept_or_lets_nobody_in_is_refused() -> None:
+    assert "needs auth" in complaint("[server]\nallow = ['a']")
+    assert "server.allow" in complaint("[server]\nauth = 'tokens'\nallow = []")
+    assert parse_config("[server]\nauth = 'tokens'\nallow = ['a']").server.allow == ["a"]
+
+
+def test_robust_merging_is_refused_where_each_weight_has_one_source() -> None:
+    message = complaint("merge = { rule = 'median' }")
+    assert "needs parts that overlap" in message
+    assert 'parts.planner = "full"' in message
+
+
 @pytest.mark.parametrize(
     ("instead", "reason"),
     [

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 
 import pytest
+
+from partsum.coordinator.limits import connections
 
 PROGRAM = """
 import resource, sys
@@ -18,6 +21,15 @@ except StateError as error:
     sys.exit(str(error))
 files = [open("/dev/null") for _ in range(400)]
 """
+
+
+def test_half_of_the_files_are_left_for_the_run_however_many_connect() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        assert connections() == 256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.filterwarnings("default")  # the program leaves its files open

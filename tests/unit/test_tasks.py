@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from partsum.shared.errors import DataError, TaskError
 from partsum.shared.messages import TaskSpec
@@ -278,3 +281,23 @@ def test_sizes_that_make_no_model_are_refused_in_words(make: object, complaint: 
 def test_an_option_that_a_task_does_not_have_is_refused_with_those_it_has() -> None:
     with pytest.raises(TaskError, match=r"do(es)? not take.*width"):
         load_task(TaskSpec("partsum.shared.tasks:digits", {"wdiths": [3]}))
+
+
+def test_a_diverged_model_has_no_scores_though_the_tasks_loss_fails_over_it() -> None:
+    """One node's update can make a base diverge; its evaluation must not end the run."""
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.binary_cross_entropy(outputs.sigmoid(), targets)
+
+    def samples() -> TensorDataset:
+        return TensorDataset(torch.ones(4, 1), torch.ones(4, 1))
+
+    task = Task(lambda: torch.nn.Linear(1, 1), samples, samples, loss)
+    assert evaluate(lambda inputs: inputs, task, samples(), CPU).loss == pytest.approx(0.3133, 1e-3)
+    assert math.isnan(evaluate(lambda inputs: inputs * math.nan, task, samples(), CPU).loss)
+
+    def broken(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("an error of the user's")
+
+    with pytest.raises(RuntimeError, match="the user's"):
+        evaluate(lambda inputs: inputs, replace(task, loss=broken), samples(), CPU)

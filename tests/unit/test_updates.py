@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from partsum.coordinator.contribution import Tensors
 from partsum.coordinator.records import PlannedPart
 from partsum.coordinator.updates import Shapes, check_claim, check_update, part_shapes
 from partsum.shared.errors import UpdateRefusedError
@@ -97,6 +98,7 @@ def test_an_update_of_its_part_is_accepted(tmp_path: Path) -> None:
         (set_value(float("nan")), "not_finite", "3.weight"),
         (set_value(float("inf")), "not_finite", "3.weight"),
         (set_value(float("-inf")), "not_finite", "3.weight"),
+        (set_value(-1.8e38), "not_finite", "3.weight"),  # two such, and their difference is inf
     ],
 )
 def test_an_update_with_a_bad_tensor_is_refused_with_its_name(
@@ -128,6 +130,7 @@ def test_an_update_whose_file_is_damaged_is_refused(tmp_path: Path) -> None:
         (replace(UPDATE, num_samples=0), "samples", "counts 0 samples"),
         (replace(UPDATE, loss=float("nan")), "not_finite", "training loss is nan"),
         (replace(UPDATE, train_seconds=float("inf")), "not_finite", "train_seconds is inf"),
+        (replace(UPDATE, train_seconds=1e308), "not_finite", "train_seconds is 1e.308"),
         (replace(UPDATE, samples_per_second=-1.0), "not_finite", "samples_per_second is -1.0"),
         (replace(UPDATE, loss=float("inf")), "not_finite", "training loss is inf"),
     ],
@@ -150,3 +153,25 @@ def test_a_fresh_part_must_not_come_from_a_base() -> None:
 def test_an_update_larger_than_the_base_is_refused_before_a_byte_is_taken() -> None:
     with pytest.raises(UpdateRefusedError, match="announces 100 B, more than the base's 99"):
         check_claim(UPDATE, PLANNED, 99)
+
+
+def test_counters_grow_by_the_samples_at_most_and_tables_of_integers_stay(tmp_path: Path) -> None:
+    start = {"seen": torch.tensor(5), "index": torch.arange(4), "mask": torch.tensor([True, False])}
+    expected = {name: (t.dtype, tuple(t.shape)) for name, t in start.items()}
+
+    def check(**changes: torch.Tensor) -> None:
+        save_tensors(tmp_path / "u", {**start, **changes}, durable=False)
+        check_update(tmp_path / "u", expected, Tensors(start), samples=64)
+
+    check()
+    check(seen=torch.tensor(69))
+    check(seen=torch.tensor(0))  # a pointer that went round
+    for wrong in (
+        {"seen": torch.tensor(70)},
+        {"seen": torch.tensor(-1)},
+        {"index": torch.tensor([0, 1, 2, 10**12])},
+        {"mask": torch.tensor([True, True])},
+    ):
+        with pytest.raises(UpdateRefusedError, match=next(iter(wrong))) as caught:
+            check(**wrong)
+        assert caught.value.kind == "integers"

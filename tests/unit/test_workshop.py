@@ -394,3 +394,36 @@ def test_a_merge_that_is_not_the_mean_of_its_parts_stops_the_round(tmp_path: Pat
         with pytest.raises(WidthError, match="does not compute the mean of its parts"):
             shop.merge_round(plan, (), Stages())
         assert store.results() == {}
+
+
+def test_weights_too_large_to_be_added_up_do_not_stop_the_round(tmp_path: Path) -> None:
+    """They are finite, and so are the part's outputs: one node must not end the run by them.
+
+    What overflows within the part meets the zeros between parts, and is nan.
+    """
+
+    def plain() -> nn.Module:
+        layers = nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)
+        return nn.Sequential(*layers)
+
+    task = Task(plain, samples, samples, nn.functional.cross_entropy)
+    with closing(Store(tmp_path)) as store:
+        workshop_of(BLOCK, store)  # writes clusters
+        shop = Workshop(BLOCK, store, Base(task, CPU), samples(), samples())
+        store.base_path(base_name(0)).unlink()
+        shop.initial_base()
+        plan = shop.cutter.plan_round(EQUAL, 0)
+        store.open_round(plan, at=0.0)
+        for k, planned in enumerate(plan.parts):
+            narrow = fresh_module(cut_module(plain(), shop.base.widths, planned.part), k)
+            state = narrow.state_dict()
+            if k == 0:
+                state["0.weight"].fill_(1.6e38)
+                state["2.weight"].fill_(-1.6e38)
+            path = shop.update_path(0, k)
+            save_tensors(path, state, durable=False)
+            blob = blob_of(path)
+            update = Update(f"r0-p{k}", 0, k, "", planned.num_samples, 0.5, 1.0, 1.0, 1, blob)
+            store.take_update(f"node-{k}", update, 0.0, shop.inspector.check(path, plan, k))
+        result, _ = shop.merge_round(plan, (), Stages())
+        assert file_digest(store.base_path(result.base)) == result.digest

@@ -57,7 +57,7 @@ class AccessFolder:
                 self._members = parse_members(self._register.read_text(encoding="utf-8"))
                 self._seen = seen
         except (OSError, UnicodeDecodeError) as error:
-            raise StateError(f"cannot read {self._register}: {error}; {self._remedy()}") from error
+            raise self._unreadable(self._register, error) from error
         return self._members
 
     def pair(self, name: Literal["authority", "server"]) -> Signed:
@@ -76,16 +76,18 @@ class AccessFolder:
         try:
             return (self.path / name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise StateError(
-                f"cannot read {self.path / name}: {error}; {self._remedy()}"
-            ) from error
+            raise self._unreadable(self.path / name, error) from error
+
+    def _unreadable(self, path: Path, error: OSError | UnicodeDecodeError) -> StateError:
+        why = error.strerror if isinstance(error, OSError) else error
+        return StateError(f"cannot read {path}: {why}; {self._remedy()}")
 
     def _remedy(self) -> str:
         return f"make the access folder with: partsum certs init --folder {self.path}"
 
     def open_to_others(self) -> list[Path]:
         """Its secrets that others on this host can read or change."""
-        secret = [self.path / "authority.key", self.path / "server.key", self._register]
+        secret = [self.path, self.path / "authority.key", self.path / "server.key", self._register]
         return [path for path in secret if path.exists() and path.stat().st_mode & 0o077]
 
     # -- writing ----------------------------------------------------------------------------------
@@ -157,7 +159,7 @@ class Access:
     def advice(self, config: ServerConfig, now: float) -> list[str]:
         """What should be mended, as sentences."""
         said = [
-            f"others on this host can read {path}; do: chmod 600 {path}"
+            f"others on this host can read {path}; do: chmod go= {path}"
             for path in self.folder.open_to_others()
         ]
         if self.expires < now + _SOON_SECONDS:
@@ -199,7 +201,8 @@ def write_secret(path: Path, text: str, fresh: bool = False) -> None:
         raise ConfigError(f"{path} exists; name another file with --out")
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        draft.unlink(missing_ok=True)  # whoever made it might have it open, and read on
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         sync_file(draft)

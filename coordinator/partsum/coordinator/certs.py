@@ -21,6 +21,7 @@ from partsum.shared.transport import SERVER_NAME
 
 AUTHORITY_DAYS = 3650
 _AHEAD = timedelta(minutes=10)  # by which another host's clock may be behind
+_NAME_LETTERS = 64  # of a common name in X.509; who it is, the fingerprint tells
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def make_server(authority: Signed, hosts: Iterable[str], now: float, days: int) 
 
 def make_member(authority: Signed, name: str, role: Role, now: float, days: int) -> Signed:
     """A node's or an operator's; it cannot pose as the coordinator."""
-    return _leaf(authority, f"{role} {name}", ExtendedKeyUsageOID.CLIENT_AUTH, now, days)
+    common_name = f"{role} {name}"[:_NAME_LETTERS]
+    return _leaf(authority, common_name, ExtendedKeyUsageOID.CLIENT_AUTH, now, days)
 
 
 def expires(certificate: str) -> float:

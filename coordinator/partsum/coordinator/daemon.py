@@ -101,7 +101,7 @@ class CoordinatorDaemon:
             return
         if not isinstance(error, PartsumError | OSError):
             log.error("an error inside partsum; please report it", exc_info=error)
-        self._end("failed", str(error) or type(error).__name__)
+        self._end("failed", why_failed(error, str(self.run.folder)))
 
     # -- decisions --------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ class CoordinatorDaemon:
             for action in decision.actions:
                 self._act(action)
         except (PartsumError, OSError) as error:  # half done would be waited for, and for ever
-            self._end("failed", str(error))
+            self._end("failed", why_failed(error, str(self.run.folder)))
             return
         if decision.reason != self._reason:
             self._reason, self._reminded = decision.reason, now
@@ -139,7 +139,10 @@ class CoordinatorDaemon:
         few = self._machine.phase == "waiting" and connected < self._machine.settings.min_nodes
         if not few and "no node is connected" not in self._reason:
             return self._reason
-        return f"{self._reason}; start each with: partsum node --coordinator {self._address}"
+        host, _, port = self._address.rpartition(":")
+        address = f"HOST:{port}" if host in {"0.0.0.0", "[::]"} else self._address
+        shown = "" if self.run.config.server.auth == "none" else " --credentials FILE"
+        return f"{self._reason}; start each with: partsum node --coordinator {address}{shown}"
 
     def _act(self, action: e.Action) -> None:
         match action:
@@ -199,7 +202,8 @@ class CoordinatorDaemon:
             return
         if missing:
             names = ", ".join(map(str, missing))
-            text = f"round {open_round.plan.round + 1} closed without part {names}: {why}"
+            number = open_round.plan.round + 1
+            text = f"round {number} closed without part {names}; until then it was {why}"
             log.warning("%s", text)
             self.run.store.note_event(self.run.clock.now(), "partial", text)
             self.metrics.partial.inc()

@@ -88,10 +88,10 @@ class NodeDesk:
         node.assigned_at = self._run.clock.now()
         planned = round.plan.parts[part]
         if needs_its_node(self._run.config) and planned.start and planned.holder != name:
+            where = f"are with {planned.holder}" if planned.holder else "may be lost"
             text = (
-                f"part {part} goes to {name}, but its moments are with "
-                f"{planned.holder or 'another node'}: the weights will not be those of an "
-                "undisturbed run"
+                f"part {part} goes to {name}, but its moments {where}: the weights will not be "
+                "those of an undisturbed run"
             )
             log.warning("%s", text)
             self.note("moved", text, name, part)

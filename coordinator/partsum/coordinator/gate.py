@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -35,7 +36,10 @@ _ROLES: dict[str, Role] = {
     "partsum.protos.v1.CoordinatorService": "node",
     "partsum.protos.v1.OperatorService": "operator",
 }
-_OPEN = "grpc.health.v1.Health"  # says no more than that somebody listens, which is seen anyway
+# Says no more than that somebody listens, which is seen anyway. Watching health is for nobody: each
+# stranger's stream would keep the name that it asked for, of 4 MiB, in memory.
+_OPEN = "/grpc.health.v1.Health/Check"
+_CALLS = 16  # of one member at once, which takes four: an unread blob costs 5 MB and an open file
 _BURST_SECONDS = 5.0
 _TOO_MANY = grpc.StatusCode.RESOURCE_EXHAUSTED
 _FAILURES_SHARE = 0.01  # of calls: who is refused may try 2 a second, 20 at once, by default
@@ -64,6 +68,7 @@ class Gate(grpc.aio.ServerInterceptor):
         self._calls = RateLimits(self._rate, self._rate * _BURST_SECONDS)
         failures = self._rate * _FAILURES_SHARE
         self._failures = RateLimits(failures, failures * 2 * _BURST_SECONDS)
+        self._open: Counter[str] = Counter()  # calls, by member
         self.count: Callable[[str], None] = lambda reason: None
         """Told of each call that is turned away, with gRPC's word for why."""
 
@@ -74,10 +79,12 @@ class Gate(grpc.aio.ServerInterceptor):
     ) -> Handler | None:
         """Put the gate between a call and what would answer it."""
         handler = await continuation(handler_call_details)
-        service = str(handler_call_details.method).strip("/").partition("/")[0]
-        if handler is None or service == _OPEN:
+        method = str(handler_call_details.method)
+        if handler is None or method == _OPEN:
             return handler
-        role = _ROLES[service]  # who serves what is not in the table serves nobody
+        role = _ROLES.get(method.strip("/").partition("/")[0])
+        if role is None:
+            return None  # what is not in the table is not served
         return (
             self._stream(handler, role)
             if handler.response_streaming
@@ -91,7 +98,8 @@ class Gate(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: Context) -> Any:
             try:
                 visitor = self._admit(context, role)
-                return await inner(self._heard(visitor, request, streams), context)
+                with self._place(visitor):
+                    return await inner(self._heard(visitor, request, streams), context)
             except Denied as error:
                 await context.abort(error.code, str(error))
 
@@ -109,10 +117,11 @@ class Gate(grpc.aio.ServerInterceptor):
             try:
                 visitor = self._admit(context, role)
                 responses = inner(self._heard(visitor, request, streams), context)
-                async with aclosing(responses):
-                    async for response in responses:
-                        self._check(visitor, response)
-                        yield response
+                with self._place(visitor):
+                    async with aclosing(responses):
+                        async for response in responses:
+                            self._check(visitor, response)
+                            yield response
             except Denied as error:
                 await context.abort(error.code, str(error))
 
@@ -141,6 +150,19 @@ class Gate(grpc.aio.ServerInterceptor):
             sentence = f"more than {self._rate:g} calls a second (server.calls_per_second)"
             raise Denied(_TOO_MANY, f"{sentence}; slow down", retry=True)
         return visitor
+
+    @contextmanager
+    def _place(self, visitor: Visitor) -> Iterator[None]:
+        """One of the calls that a member may have open. Raises Denied where it has too many."""
+        name = visitor.name
+        if name and self._open[name] >= _CALLS:
+            self.count(_TOO_MANY.name.lower())
+            raise Denied(_TOO_MANY, f"{name} has {_CALLS} calls open already", retry=True)
+        self._open[name] += 1
+        try:
+            yield
+        finally:
+            self._open[name] -= 1
 
     def _heard(self, visitor: Visitor, request: Any, streams: bool) -> Any:
         if streams:

@@ -46,7 +46,8 @@ class Inspector:
             masked = {name: (torch.int64, shape) for name, (_, shape) in shapes.items()}
             return check_update(path, masked)
         with ExitStack() as files:
-            return check_update(path, shapes, self.origin(plan, k, files))
+            samples = plan.parts[k].num_samples
+            return check_update(path, shapes, self.origin(plan, k, files), samples)
 
     def _part_shapes(self, part: Part) -> Shapes:
         moments = self.config.parts.moments == "travel"

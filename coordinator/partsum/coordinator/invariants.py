@@ -27,9 +27,9 @@ def assert_merge(
 ) -> None:
     """Mode block: the merged model computes the parts' mean, and its loss is at most theirs.
 
-    Raises WidthError where the first does not hold, unless the weights that nodes sent are to blame,
-    which must not end the run: that is only said. The second is certain for a loss that is convex
-    in the outputs; another loss may break it honestly, so that is only said too.
+    Raises WidthError where the first does not hold, unless only with these weights: what nodes sent
+    must not end the run, so that is said. The second is certain for a loss that is convex in the
+    outputs; another loss may break it honestly, so that is only said too.
     """
     inputs, targets = base.probe(samples)
     counted = [share for share in shares if share.weight > 0]

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from partsum.coordinator.access import AccessFolder, write_secret
 from partsum.coordinator.certs import AUTHORITY_DAYS, make_authority, make_server
-from partsum.coordinator.members import Key, Kind
+from partsum.coordinator.members import Key, Kind, check_name
 from partsum.shared.credentials import Credentials, Role
 from partsum.shared.errors import EXIT_OK, ConfigError
 
@@ -56,7 +56,8 @@ def _give_local_operator(folder: AccessFolder, now: float) -> None:
 
 
 def give(path: Path, kind: Kind, name: str, role: Role, days: int, out: Path | None) -> int:
-    """First credentials for somebody."""
+    """First credentials for somebody. Raises ConfigError, StateError."""
+    check_name(name)
     folder, now, target = AccessFolder(path), time.time(), out or _file_of(name)
     with folder.changing() as members:
         key, credentials = _make(folder, kind, name, role, now, days)

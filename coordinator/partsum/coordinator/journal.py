@@ -119,7 +119,7 @@ class Journal:
         except sqlite3.DatabaseError as error:
             raise self._broken(error) from error
 
-    def back_up(self) -> None:
+    def back_up(self) -> bool:
         """Keep the journal as it is now; where that cannot be written, the one before stays."""
         fresh = self.path.with_name(f".{self.backup.name}")
         try:
@@ -135,6 +135,8 @@ class Journal:
             sync_folder(self.path.parent)
         except (sqlite3.Error, OSError) as error:
             log.error("cannot back up the journal: %s; its last backup stays", error)
+            return False
+        return True
 
     # -- damage -----------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import resource
 from partsum.shared.errors import StateError
 
 _OWN = 128  # libraries, the journal, logs
+_ROOM = 1 << 14  # for nodes that stand by, and for strangers, where the machine has it
 _EACH = 4  # of a part: its update, where it started from, and its node's two connections
 
 
@@ -17,7 +18,8 @@ def allow_files(parts: int) -> None:
     """
     needed = _OWN + _EACH * parts
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
+    wanted = max(needed, _ROOM)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise StateError(
@@ -25,4 +27,11 @@ def allow_files(parts: int) -> None:
             f"raise the limit (ulimit -Hn {needed}, or LimitNOFILE={needed} of a service), or use "
             "fewer parts"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    room = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (room, hard))
+
+
+def connections() -> int:
+    """How many connections may stand: strangers that only dial must leave files to the run."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (_ROOM if soft == resource.RLIM_INFINITY else soft) // 2

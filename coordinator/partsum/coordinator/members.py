@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+from pydantic import ConfigDict, TypeAdapter
+
 from partsum.shared.credentials import Role
 from partsum.shared.errors import ConfigError, RefusedError, StateError
 
@@ -31,9 +33,20 @@ def certificate_digest(pem: str) -> str:
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
 
 
+def check_name(name: str) -> None:
+    """Whether somebody may be called that. Raises ConfigError."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"the name {name!r} may hold letters, digits, '_', '.' and '-' only, 64 at most, and "
+            "begins with a letter or digit"
+        )
+
+
 @dataclass(frozen=True)
 class Key:
     """Something that a member can show; times are Unix seconds."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
 
     kind: Kind
     digest: str
@@ -50,6 +63,8 @@ class Key:
 class Member:
     """A node or an operator, and all that it was ever given."""
 
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+
     name: str
     role: Role
     keys: tuple[Key, ...] = ()
@@ -62,6 +77,9 @@ class Member:
     def holds(self, kind: Kind, now: float) -> bool:
         """Whether any key of that kind lets it in."""
         return any(key.kind == kind and key.holds(now) for key in self.keys)
+
+
+_FILE = TypeAdapter(dict[str, list[Member]])
 
 
 class Members:
@@ -91,7 +109,10 @@ class Members:
                 if key.kind == kind and hmac.compare_digest(key.digest, digest):
                     found = member, key
         if found is None:
-            raise RefusedError(f"this {kind} is not in the coordinator's register")
+            raise RefusedError(
+                f"this {kind} is not in the coordinator's register; `partsum {_group(kind)}` on "
+                "its host makes one that is"
+            )
         member, key = found
         whose = f"the {kind} of {member.role} {member.name}"
         if key.revoked:
@@ -102,10 +123,7 @@ class Members:
 
     def give(self, name: str, role: Role, key: Key) -> None:
         """A first key for somebody. Raises ConfigError where the name is taken or no name."""
-        if not _NAME.fullmatch(name):
-            raise ConfigError(
-                f"the name {name!r} may hold letters, digits, '_', '.' and '-' only, 64 at most"
-            )
+        check_name(name)
         member = self._members.get(name) or Member(name, role)
         if member.role != role:
             raise ConfigError(f"{name} is a {member.role} here already; take another name")
@@ -153,13 +171,11 @@ class Members:
 def parse_members(text: str) -> Members:
     """The register out of its file. Raises StateError."""
     try:
-        members = {}
-        for body in json.loads(text)["members"]:
-            keys = tuple(Key(**key) for key in body["keys"])
-            members[body["name"]] = Member(body["name"], body["role"], keys)
-    except (ValueError, KeyError, TypeError) as error:
-        raise StateError(f"the register of members is damaged: {error}") from error
-    return Members(members)
+        members = _FILE.validate_json(text)["members"]
+    except (ValueError, KeyError) as error:
+        words = " ".join(str(error).split())
+        raise StateError(f"the register of members is damaged: {words}") from error
+    return Members({member.name: member for member in members})
 
 
 def _group(kind: Kind) -> str:

@@ -36,7 +36,12 @@ from partsum.shared.messages import RunStatus
 from partsum.shared.transport import open_channel, split_address
 
 _CONNECT_SECONDS = 5.0
-_REFUSALS = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
+_REFUSALS = {
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.ABORTED,
+}  # what only a coordinator that is there says
 
 
 class UnreachableError(PartsumError):

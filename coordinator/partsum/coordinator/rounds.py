@@ -283,7 +283,7 @@ class RoundMachine:
         if self.phase != "training":
             return PHASES[self.phase]
         late = now - self._since >= self.settings.deadline_seconds
-        return why_training(self.jobs, alive(self.members), late, self._needed)
+        return why_training(self.jobs, self.members, late, self._needed, now)
 
     def _wake_at(self, now: float) -> float | None:
         times: list[float] = []

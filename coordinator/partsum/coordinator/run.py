@@ -188,8 +188,9 @@ class Run:
         """In an order that is safe to die in: what the newer needs goes only once it is there."""
         with self.stages.timing("commit"):
             self.store.commit_round(round, result, self.clock.now(), facts)
-            self.store.journal.back_up()
             keep = max(2, self.config.keep_bases) if self.config.keep_bases else 0
+            if not self.store.journal.back_up():
+                keep = 0  # the last backup still speaks of the bases that would go now
             self.store.tidy(keep, self.workshop.kept_paths(keep))
 
     def epsilon(self) -> float | None:

@@ -19,6 +19,7 @@ from partsum.coordinator.access import Access, open_access
 from partsum.coordinator.conclude import Outcome, conclude
 from partsum.coordinator.daemon import CoordinatorDaemon
 from partsum.coordinator.gate import Gate
+from partsum.coordinator.limits import connections
 from partsum.coordinator.run import Run
 from partsum.coordinator.service import CoordinatorService, OperatorService
 from partsum.coordinator.summary import Summary
@@ -46,7 +47,8 @@ async def serve(run: Run, ready: int | None = None) -> Summary:
     for sentence in access.advice(config, now) if access else ():
         log.warning("%s", sentence)
     gate = Gate(access, config)
-    server = grpc.aio.server(interceptors=[gate], options=SERVER_OPTIONS)
+    few = ("grpc.max_allowed_incoming_connections", connections())
+    server = grpc.aio.server(interceptors=[gate], options=[*SERVER_OPTIONS, few])
     try:
         host = _in_address(config.host)
         address = f"{host}:{_bind(server, host, config.port, access)}"

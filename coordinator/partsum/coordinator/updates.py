@@ -58,14 +58,17 @@ def check_claim(update: Update, planned: PlannedPart, largest_bytes: int) -> Non
         raise UpdateRefusedError("not_finite", f"its training loss is {update.loss}")
     for what in ("train_seconds", "samples_per_second", "peak_memory_bytes"):
         value = getattr(update, what)
-        if not 0 <= value < math.inf:  # a report could not draw it
+        if not 0 <= value <= limits.COUNT:  # a report could not draw it
             raise UpdateRefusedError("not_finite", f"its {what} is {value}")
 
 
-def check_update(path: Path, expected: Shapes, origin: Readable | None = None) -> Change:
+def check_update(
+    path: Path, expected: Shapes, origin: Readable | None = None, samples: int = 0
+) -> Change:
     """Check the tensors of an update, one at a time. Raises UpdateRefused with the tensor's name.
 
-    Refused: a missing or unknown tensor, another shape or dtype, a value that is not finite, and a
+    Refused: a missing or unknown tensor, another shape or dtype, a value that is not finite, a
+    table of integers that is not ``origin``'s, a counter that grew by more than ``samples``, and a
     file that is not well formed. Returns how far it lies from ``origin``, or from zero.
     """
     squares: dict[str, float] = {}
@@ -88,6 +91,8 @@ def check_update(path: Path, expected: Shapes, origin: Readable | None = None) -
                 if dtype.is_floating_point and not is_moment(name):
                     squares[name] = _squared_change(value, origin.read(name) if origin else None)
                     weights += value.numel()
+                elif origin is not None and not dtype.is_floating_point:
+                    _check_whole(name, value, origin.read(name), samples)
     except WireError as error:
         raise UpdateRefusedError("damaged", limits.in_words(str(error))) from error
     furthest = max(squares, key=lambda name: squares[name], default="")
@@ -106,6 +111,22 @@ def _check_names(found: set[str], expected: set[str]) -> None:
     if extra := sorted(found - expected):
         name = extra[0][: limits.NAME_CHARACTERS]
         raise UpdateRefusedError("extra", f"tensor {name!r} is not in this model")
+
+
+def _check_whole(name: str, value: Tensor, start: Tensor, samples: int) -> None:
+    """Integers count or index: the largest is merged, and a wrong index fails in every model."""
+    if torch.equal(value, start):
+        return
+    if value.numel() == 1 and value.dtype != torch.bool:
+        begun, found = int(start), int(value)
+        if min(0, begun) <= found <= begun + samples:
+            return
+        raise UpdateRefusedError(
+            "integers", f"tensor {name!r} went from {begun} to {found} in {samples} samples"
+        )
+    raise UpdateRefusedError(
+        "integers", f"tensor {name!r} is a table of {value.dtype} that training must not change"
+    )
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:

@@ -97,7 +97,8 @@ class Doorman:
         if not shown:
             raise Denied(
                 grpc.StatusCode.UNAUTHENTICATED,
-                f"this coordinator asks for a {self._access.kind}: give --credentials FILE",
+                f"this coordinator asks for a {self._access.kind}, and none was shown: give "
+                "--credentials FILE with one",
             )
         visitor.digest = shown
         self.ask_again(visitor)
@@ -115,7 +116,7 @@ class Doorman:
         except StateError as error:
             log.error("nobody can come in: %s", error)
             sentence = "the coordinator cannot read its register of members"
-            raise Denied(grpc.StatusCode.UNAVAILABLE, sentence, retry=True) from error
+            raise Denied(grpc.StatusCode.ABORTED, sentence, retry=True) from error
         except RefusedError as error:
             raise Denied(grpc.StatusCode.UNAUTHENTICATED, str(error)) from error
         if member.role != visitor.role:

@@ -117,7 +117,8 @@ def _check(options: argparse.Namespace) -> None:
         options.name = f"{host}-{options.device.replace(':', '')}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", options.name):
         raise ConfigError(
-            f"--name {options.name!r} may hold letters, digits, '_', '.' and '-' only, 64 at most"
+            f"--name {options.name!r} may hold letters, digits, '_', '.' and '-' only, 64 at most, "
+            "and begins with a letter or digit"
         )
     if options.state_dir is None:
         home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"

@@ -96,5 +96,5 @@ def read_credentials(path: Path) -> Credentials:
         raise ConfigError(f"{path} is not a credentials file: it is not TOML") from None
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise ConfigError(f"{path} is not a credentials file: {where} {problem['msg']}") from None
+        said = ": ".join([*map(str, problem["loc"]), problem["msg"]])
+        raise ConfigError(f"{path} is not a credentials file: {said}") from None

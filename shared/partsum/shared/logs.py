@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 
 from google.protobuf.message import DecodeError
+
+_TELL_SECONDS = 60.0
 
 
 def set_up_logging(verbose: bool = False) -> None:
@@ -25,16 +28,27 @@ def set_up_logging(verbose: bool = False) -> None:
     calls.handlers[:] = [handler]
     calls.setLevel(logging.ERROR)
     calls.propagate = False
-    handler.addFilter(_without_noise)
+    handler.addFilter(_Noise())
 
 
-def _without_noise(record: logging.LogRecord) -> bool:
+class _Noise(logging.Filter):
     """What a stranger can cause is no error of ours.
 
-    Bytes that are no message are worth a line, but not a traceback; that a caller had hung up
-    before it could be told of its error is worth nothing.
+    Bytes that are no message are worth a line a minute, and no traceback: gRPC reads them before
+    anybody is asked who is there, and thousands a second would fill the disk. That a caller had
+    hung up before it could be told of its error is worth nothing.
     """
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, DecodeError):
-        record.exc_info = None
-    return type(error).__name__ != "ExecuteBatchError"  # gRPC's, and private
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is logged."""
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, DecodeError):
+            record.exc_info = None
+            if 0 <= record.created - self._told < _TELL_SECONDS:
+                return False
+            self._told = record.created
+        return type(error).__name__ != "ExecuteBatchError"  # gRPC's, and private

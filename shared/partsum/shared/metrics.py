@@ -26,6 +26,8 @@ class _ServerOnIpv6(_Server):
 
 
 class _Quiet(WSGIRequestHandler):
+    timeout = 10.0  # a caller that says nothing must not keep its thread for ever
+
     def log_message(self, format: str, *args: object) -> None:
         """A scrape is not an event."""
 

@@ -201,7 +201,11 @@ def evaluate(
     device: torch.device,
     batch_size: int = 512,
 ) -> Scores:
-    """Mean loss and headline metric of a model (any inputs -> outputs) over a data set."""
+    """Mean loss and headline metric of a model (any inputs -> outputs) over a data set.
+
+    Both are nan where the task's loss or metric fails over outputs that are not finite, as many do:
+    the model has diverged, and that is no error.
+    """
     metric = next(iter(task.metrics.values()), None)
     total = num_samples(samples)
     loss_sum = metric_sum = 0.0
@@ -209,9 +213,14 @@ def evaluate(
         for indices in torch.split(torch.arange(total), batch_size):
             inputs, targets = (t.to(device) for t in gather(samples, indices))
             predicted = outputs(inputs)
-            loss_sum += float(task.loss(predicted, targets)) * len(indices)
-            if metric is not None:
-                metric_sum += float(metric(predicted, targets)) * len(indices)
+            try:
+                loss_sum += float(task.loss(predicted, targets)) * len(indices)
+                if metric is not None:
+                    metric_sum += float(metric(predicted, targets)) * len(indices)
+            except Exception:
+                if bool(torch.isfinite(predicted).all()):
+                    raise
+                return Scores(float("nan"), float("nan"))
     return Scores(loss_sum / total, metric_sum / total if metric else float("nan"))
 
 

@@ -11,6 +11,11 @@ _LEAST = {"trimmed_mean": (2, 1), "krum": (2, 3), "multi_krum": (2, 3)}  # a f +
 
 def check_merge(merge: MergeConfig, parts: PartsConfig) -> None:
     """Raise ValueError where the rule cannot hold against so many hostile nodes."""
+    if merge.rule != "mean" and parts.is_block:
+        raise ValueError(
+            f'merge.rule = "{merge.rule}" needs parts that overlap: in mode block each weight '
+            'comes from one node alone. Set parts.mode = "residual" or parts.planner = "full"'
+        )
     times, more = _LEAST.get(merge.rule, (0, 0))
     least = times * merge.hostile + more
     if parts.count < least:
@@ -28,7 +33,7 @@ def check_privacy(
     if not privacy.noise_multiplier:
         return
     reasons = {
-        'needs parts.planner = "full": in mode "residual" a slice comes from one node alone, and '
+        'needs parts.planner = "full": elsewhere a slice comes from one node alone, and '
         "the noise, which is meant for a mean over all nodes, would be too little for it": (
             parts.planner != "full"
         ),
@@ -48,7 +53,7 @@ def check_secrecy(
     privacy: PrivacyConfig, merge: MergeConfig, parts: PartsConfig, rounds: RoundsConfig
 ) -> None:
     """Raise ValueError where masks would not hide what they are there for."""
-    if not privacy.secure_aggregation or parts.is_block:  # for block parts it is said elsewhere
+    if not privacy.secure_aggregation:
         return
     wrong = {
         f'parts.planner is "{parts.planner}", where single nodes\' weights would show; set it to '

@@ -54,18 +54,3 @@ class RunConfig(Section):
         check_privacy(self.privacy, self.merge, self.parts, self.handoff)
         check_secrecy(self.privacy, self.merge, self.parts, self.rounds)
         return self
-
-    @model_validator(mode="after")
-    def _overlap_where_it_is_needed(self) -> RunConfig:
-        wants = {
-            f'merge.rule = "{self.merge.rule}"': self.merge.rule != "mean",
-            "privacy.noise_multiplier": self.privacy.noise_multiplier > 0,
-            "privacy.secure_aggregation": self.privacy.secure_aggregation,
-        }
-        for what, wanted in wants.items():
-            if wanted and self.parts.is_block:
-                raise ValueError(
-                    f"{what} needs parts that overlap, in mode block each weight comes from one "
-                    'node alone: set parts.mode = "residual" or parts.planner = "full"'
-                )
-        return self

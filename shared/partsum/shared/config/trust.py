@@ -33,8 +33,7 @@ class MergeConfig(Section):
 
 
 class PrivacyConfig(Section):
-    """What a node's data is protected by, beside staying where it is; docs/security.md says from
-    whom."""
+    """What protects a node's data, beside staying where it is; from whom: docs/security.md."""
 
     noise_multiplier: NotNegative = 0.0
     """Central differential privacy for each part's cluster of data: Gaussian noise of this many
@@ -62,7 +61,7 @@ class ServerConfig(Section):
     a certificate of its own (`partsum certs`, `partsum tokens`)."""
     access: str = "access"
     """The folder that `partsum certs init` made; relative to where the coordinator starts."""
-    allow: list[str] | None = None
+    allow: Annotated[list[str] | None, Field(min_length=1)] = None
     """Names of the nodes that may join, of all with credentials; by default every one."""
     calls_per_second: Annotated[float, Field(gt=0)] = 200.0
     """How many calls and control messages one peer may make a second, in the long run."""
@@ -80,5 +79,10 @@ class ServerConfig(Section):
                 f"host = {self.host!r} can be reached by others, who could then fetch the model. "
                 'Set auth = "tokens" or "certificates" (`partsum certs init` makes what they '
                 "need), or keep 127.0.0.1, or say insecure = true on a network that you trust"
+            )
+        if self.allow and self.auth == "none":
+            raise ValueError(
+                'allow needs auth = "tokens" or "certificates": without, a node may call itself '
+                "whatever it likes"
             )
         return self
