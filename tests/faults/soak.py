@@ -192,7 +192,12 @@ def draw(samples: dict[str, list[Sample]], path: Path) -> None:
 def main() -> int:
     """Soak, judge, show; returns the exit code."""
     parser = argparse.ArgumentParser(description="Thousands of rounds, and flat memory.")
-    parser.add_argument("--minutes", type=float, default=30.0, help="how long (30)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=30.0,
+        help="how long (30); in a minute the warm-up counts as growth",
+    )
     parser.add_argument("--folder", type=Path, help="for runs, logs and results (temporary)")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="partsum-soak-"))

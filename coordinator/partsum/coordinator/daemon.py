@@ -14,6 +14,7 @@ from partsum.coordinator.handover import begin_handoff, hand_over
 from partsum.coordinator.intake import Intake
 from partsum.coordinator.jobs import alive
 from partsum.coordinator.metrics import Metrics
+from partsum.coordinator.reasons import why_failed
 from partsum.coordinator.registry import Registry
 from partsum.coordinator.rounds import RoundMachine
 from partsum.coordinator.run import Run
