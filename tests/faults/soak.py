@@ -175,17 +175,22 @@ def table(verdicts: Sequence[Verdict]) -> Table:
 
 
 def draw(samples: dict[str, list[Sample]], path: Path) -> None:
-    """Memory over time, one line for each process."""
+    """Memory over time, one line for each process, in the colour of its kind."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 5))
+    colours = {"coordinator": "tab:blue", "worker": "tab:orange", "node": "tab:green"}
     for name, seen in samples.items():
-        axes.plot([s.seconds / 60 for s in seen], [s.rss_bytes / 1e6 for s in seen], label=name)
+        kind = next((kind for kind in colours if name.startswith(kind)), "node")
+        minutes, memory = [s.seconds / 60 for s in seen], [s.rss_bytes / 1e6 for s in seen]
+        axes.plot(minutes, memory, color=colours[kind], linewidth=1)
+    for kind, colour in colours.items():
+        axes.plot([], [], color=colour, label=kind)
     axes.set(xlabel="minutes", ylabel="resident memory, MB", ylim=(0, None))
-    axes.legend(fontsize="x-small", ncols=3)
+    axes.legend(loc="center right", frameon=False)
     figure.savefig(path, dpi=120)
 
 

@@ -188,3 +188,9 @@ def test_differential_privacy_is_refused_where_it_would_not_hold(instead: str, r
     message = complaint(text.replace(before, after))
     assert "privacy.noise_multiplier" in message
     assert reason in message
+
+
+def test_a_second_copy_before_the_usual_time_is_refused_in_words() -> None:
+    assert parse_config("[rounds]\nbackup_after = 0").rounds.backup_after == 0
+    with pytest.raises(ConfigError, match="sooner than usual"):
+        parse_config("[rounds]\nbackup_after = 0.5")

@@ -34,6 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``partsum``; returns the exit code. A user's mistake ends in one message."""
+    # Before gRPC is imported: a stranger's failed handshake is a line of its own log each time.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     options = build_parser().parse_args(arguments)
     sys.path.append(os.getcwd())  # a task's module may lie where the command is started
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from partsum.shared.config.section import Fraction, NotNegative, Positive, Section
 from partsum.shared.limits import BEAT_SECONDS
@@ -145,6 +145,15 @@ class RoundsConfig(Section):
     whose moments stay with their nodes: the second node would send other bytes."""
     refusals: Positive = 3
     """After this many refused or failed updates in a row a node is quarantined: no more work."""
+
+    @field_validator("backup_after")
+    @classmethod
+    def _late_is_later_than_usual(cls, value: float) -> float:
+        if 0 < value < 1:
+            raise ValueError(
+                f"{value:g} times the median is sooner than usual; give 1 or more, or 0 for never"
+            )
+        return value
 
 
 class HandoffConfig(Section):
