@@ -55,6 +55,7 @@ class MaskedNode:
         self.member = SecureMember(SecretsFile(self.folder / "secrets"), name, rng.randbytes)
         self.deaf: set[str] = set()
         self.spoil = False
+        self.runs_away = 0  # how often it leaves a session half made
         self.assignments: asyncio.Queue[Assignment] = asyncio.Queue()
         self.life: asyncio.Task[None] | None = None
 
@@ -75,6 +76,11 @@ class MaskedNode:
                     answer = self.member.answer(said)
                     if answer and self.spoil:
                         answer.secure_keys.mask_key = bytes(32)  # everybody knows its secrets
+                    if answer and answer.WhichOneof("kind") == "secure_shares" and self.runs_away:
+                        self.runs_away -= 1
+                        self.leave()
+                        asyncio.get_running_loop().call_later(0.2, self.join)
+                        return
                     if answer and answer.WhichOneof("kind") not in self.deaf:
                         self.hand.outbox.put_nowait(answer)
         except (grpc.aio.AioRpcError, asyncio.CancelledError):
@@ -283,6 +289,23 @@ def test_a_node_whose_keys_are_none_spoils_the_round_for_nobody_else(tmp_path: P
         for node in nodes.values():
             node.join()
         given = {name: await nodes[name].given() for name in ("a", "b", "c")}
+        for name, assignment in given.items():
+            assert (await nodes[name].deliver(assignment)).accepted
+        means.update(mean_of([nodes[name] for name in given], given))
+
+    means: Tensors = {}
+    with opened(tmp_path, TOML) as run:
+        asyncio.run(served(run, tmp_path, test))
+        assert_base(run, means)
+        assert len(missing(run)) == 1
+
+
+def test_a_node_that_keeps_leaving_half_made_sessions_holds_nobody_up(tmp_path: Path) -> None:
+    async def test(nodes: dict[str, MaskedNode], run: Run) -> None:
+        nodes["a"].runs_away = 1000
+        for node in nodes.values():
+            node.join()
+        given = {name: await nodes[name].given() for name in ("b", "c", "d")}
         for name, assignment in given.items():
             assert (await nodes[name].deliver(assignment)).accepted
         means.update(mean_of([nodes[name] for name in given], given))
