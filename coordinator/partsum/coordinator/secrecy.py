@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,8 +22,6 @@ from partsum.shared.secure import LEAST_MEMBERS, Ask, PublicKeys, Roster, Secure
 from partsum.shared.shamir import SHARE_BYTES
 
 log = logging.getLogger(__name__)
-
-_LEAVES = 2
 
 Messages = Mapping[str, pb.ControlResponse]
 
@@ -66,12 +63,10 @@ class Secrecy:
         self._failed = failed
         self._question: _Question | None = None
         self._routed: dict[str, pb.ControlResponse] = {}  # shares, once all are there
-        self._left: Counter[str] = Counter()  # sessions that a node left half made
 
     async def agree(self, names: Sequence[str]) -> Roster:
         """A new session with those of the nodes that answer. Raises LapsedError."""
         self.roster, self._routed = None, {}
-        names = self._steady(names)
         session = uuid.uuid4().hex
         opened = pb.ControlResponse(secure_open=wire_secure.open_to_wire(SecureOpen(session)))
         asked = _Question("secure_keys", session, dict.fromkeys(names, opened), len(names), False)
@@ -87,7 +82,6 @@ class Secrecy:
         self.roster = roster
         sealed = {n: a for n, a in (await self._ask(asked)).items() if isinstance(a, Shares)}
         if missing := sorted(set(members) - set(sealed)):
-            self._left.update(missing)
             raise LapsedError(f"{', '.join(missing)} left while masks were agreed on")
         for me, name in enumerate(members):
             shares = {
@@ -100,14 +94,6 @@ class Secrecy:
             self._send(name, self._routed[name])
         log.info("masks agreed on with %s; %d must survive", ", ".join(members), enough)
         return roster
-
-    def _steady(self, names: Sequence[str]) -> Sequence[str]:
-        """Without those who left sessions half made, where the others are enough.
-
-        Else one node that always leaves then would keep the run from going on.
-        """
-        steady = [name for name in names if self._left[name] < _LEAVES]
-        return steady if len(steady) >= max(LEAST_MEMBERS, self._quorum) else names
 
     async def reveal(self, survivors: Sequence[int]) -> dict[int, Mapping[int, bytes]]:
         """What the members open for this set of survivors, by member. Raises LapsedError."""
