@@ -265,56 +265,47 @@ def stale_update(a: Assignment) -> Update:
     )
 
 
-def test_who_does_not_answer_is_not_waited_for_long(tmp_path: Path) -> None:
+def plays_without(
+    folder: Path, absent: str, change: Callable[[dict[str, MaskedNode]], None]
+) -> None:
+    """A round that goes on without one node, which is not as it should be."""
+
     async def test(nodes: dict[str, MaskedNode], run: Run) -> None:
-        nodes["a"].deaf.add("secure_keys")
-        nodes["b"].deaf.add("secure_reveal")
+        change(nodes)
         for node in nodes.values():
             node.join()
-        given = {name: await nodes[name].given() for name in ("b", "c", "d")}
+        given = {name: await nodes[name].given() for name in NAMES if name != absent}
         for name, assignment in given.items():
             assert (await nodes[name].deliver(assignment)).accepted
         means.update(mean_of([nodes[name] for name in given], given))
 
     means: Tensors = {}
-    with opened(tmp_path, TOML) as run:
-        asyncio.run(served(run, tmp_path, test))
+    with opened(folder, TOML) as run:
+        asyncio.run(served(run, folder, test))
         assert_base(run, means)
         assert len(missing(run)) == 1
+
+
+def test_who_does_not_answer_is_not_waited_for_long(tmp_path: Path) -> None:
+    def change(nodes: dict[str, MaskedNode]) -> None:
+        nodes["a"].deaf.add("secure_keys")
+        nodes["b"].deaf.add("secure_reveal")
+
+    plays_without(tmp_path, "a", change)
 
 
 def test_a_node_whose_keys_are_none_spoils_the_round_for_nobody_else(tmp_path: Path) -> None:
-    async def test(nodes: dict[str, MaskedNode], run: Run) -> None:
+    def change(nodes: dict[str, MaskedNode]) -> None:
         nodes["d"].spoil = True
-        for node in nodes.values():
-            node.join()
-        given = {name: await nodes[name].given() for name in ("a", "b", "c")}
-        for name, assignment in given.items():
-            assert (await nodes[name].deliver(assignment)).accepted
-        means.update(mean_of([nodes[name] for name in given], given))
 
-    means: Tensors = {}
-    with opened(tmp_path, TOML) as run:
-        asyncio.run(served(run, tmp_path, test))
-        assert_base(run, means)
-        assert len(missing(run)) == 1
+    plays_without(tmp_path, "d", change)
 
 
 def test_a_node_that_keeps_leaving_half_made_sessions_holds_nobody_up(tmp_path: Path) -> None:
-    async def test(nodes: dict[str, MaskedNode], run: Run) -> None:
+    def change(nodes: dict[str, MaskedNode]) -> None:
         nodes["a"].runs_away = 1000
-        for node in nodes.values():
-            node.join()
-        given = {name: await nodes[name].given() for name in ("b", "c", "d")}
-        for name, assignment in given.items():
-            assert (await nodes[name].deliver(assignment)).accepted
-        means.update(mean_of([nodes[name] for name in given], given))
 
-    means: Tensors = {}
-    with opened(tmp_path, TOML) as run:
-        asyncio.run(served(run, tmp_path, test))
-        assert_base(run, means)
-        assert len(missing(run)) == 1
+    plays_without(tmp_path, "a", change)
 
 
 def test_an_update_without_masks_is_refused(tmp_path: Path) -> None:
