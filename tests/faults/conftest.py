@@ -13,7 +13,7 @@ Make = Callable[..., Cluster]
 
 def settle(cluster: Cluster) -> None:
     """Four rounds of two parts, with updates of 340 kB; the coordinator keeps its port."""
-    cluster.configure(rounds=4, local_epochs=3.0, rounds_section="return_seconds = 120.0")
+    cluster.configure(rounds=4, local_epochs=8.0, rounds_section="return_seconds = 120.0")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     text = (cluster.folder / "run.toml").read_text().replace("\nport = 0", f"\nport = {port}")

@@ -14,7 +14,7 @@ from tests.faults.conftest import play
 def interrupt(cluster: Cluster, rounds: int) -> None:
     """Kill the coordinator with so many rounds committed and the next one open."""
     cluster.until("coordinator", f"base {rounds}:")
-    time.sleep(0.3)
+    time.sleep(0.05)
     cluster.kill("coordinator")
 
 
