@@ -85,11 +85,8 @@ class Gate(grpc.aio.ServerInterceptor):
         role = _ROLES.get(method.strip("/").partition("/")[0])
         if role is None:
             return None  # what is not in the table is not served
-        return (
-            self._stream(handler, role)
-            if handler.response_streaming
-            else (self._single(handler, role))
-        )
+        guard = self._stream if handler.response_streaming else self._single
+        return guard(handler, role)
 
     def _single(self, handler: Handler, role: Role) -> Handler:
         streams = handler.request_streaming

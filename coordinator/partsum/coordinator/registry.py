@@ -50,7 +50,6 @@ class Node:
 
     name: str
     instance: str
-    index: int
     session: Session | None = None
     profile: NodeProfile | None = None
     state: State = "loading"
@@ -109,7 +108,7 @@ class Registry:
         return self._nodes.get(name)
 
     def _restore(self, name: str, body: Mapping[str, Any]) -> None:
-        node = self._nodes[name] = Node(name, str(body["instance"]), len(self._nodes), state="gone")
+        node = self._nodes[name] = Node(name, str(body["instance"]), state="gone")
         node.bytes_sent, node.bytes_received = int(body["sent"]), int(body["received"])
         node.updates, node.peak_memory_bytes = int(body["updates"]), int(body["peak_memory_bytes"])
         node.speed, node.benched = float(body["speed"]), bool(body.get("benched", False))
@@ -150,7 +149,7 @@ class Registry:
         if node is None and len(self._nodes) >= _NODES_LIMIT:
             raise RefusedError(f"this run has seen {_NODES_LIMIT} nodes, and takes no new ones")
         if node is None:
-            node = self._nodes[name] = Node(name, instance, len(self._nodes))
+            node = self._nodes[name] = Node(name, instance)
         if node.session is not None:
             node.session.close()
         session = node.session = Session()
