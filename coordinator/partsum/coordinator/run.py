@@ -47,6 +47,9 @@ from partsum.shared.task import (
 log = logging.getLogger(__name__)
 
 
+_CHECKS = 2  # updates looked at together: each holds some tensors, and nodes may be many
+
+
 class Run:
     """A run in its folder, opened or resumed. Heavy work happens in worker threads."""
 
@@ -70,6 +73,7 @@ class Run:
         device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
         self.base = Base(self.task, device)
         self.workshop = Workshop(config, store, self.base, self.train, self.validation)
+        self._checks = asyncio.Semaphore(_CHECKS)
         self.next_round = 0
         self.loss: float | None = None
         self.accuracy: float | None = None
@@ -160,7 +164,8 @@ class Run:
 
     async def check_update(self, path: Path, plan: RoundPlan, part: int) -> Change:
         """How far an update lies from its start. Raises UpdateRefusedError: it does not fit."""
-        return await asyncio.to_thread(self.workshop.inspector.check, path, plan, part)
+        async with self._checks:
+            return await asyncio.to_thread(self.workshop.inspector.check, path, plan, part)
 
     def take_update(self, node: str, update: Update, path: Path, at: float, change: Change) -> None:
         """Name the spooled update and write it into the journal."""
