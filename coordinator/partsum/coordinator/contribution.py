@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from partsum.shared.part import Part
-from partsum.shared.tensors import TensorFile
 
 
 class Readable(Protocol):
@@ -17,6 +17,10 @@ class Readable(Protocol):
 
     def read(self, name: str) -> Tensor:
         """The tensor of that name."""
+        ...
+
+    def read_rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows ``first`` to ``last - 1`` of it; a tensor without dimensions has one row."""
         ...
 
 
@@ -30,6 +34,10 @@ class Tensors:
         """The tensor of that name; not a copy."""
         return self._tensors[name]
 
+    def read_rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows of it; not a copy."""
+        return torch.atleast_1d(self._tensors[name])[first:last]
+
 
 @dataclass(frozen=True)
 class Contribution:
@@ -38,14 +46,3 @@ class Contribution:
     part: Part
     tensors: Readable
     weight: float
-
-
-def read_rows(tensors: Readable, name: str, first: int, last: int) -> Tensor:
-    """Rows ``first`` to ``last - 1`` of a tensor; of a file no more than these are read.
-
-    A tensor without dimensions has one row.
-    """
-    if isinstance(tensors, TensorFile) and tensors.tensors[name].shape:
-        return tensors.read_rows(name, first, last)
-    value = tensors.read(name)
-    return value[first:last] if value.dim() else value.reshape(1)

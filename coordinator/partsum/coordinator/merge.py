@@ -7,7 +7,8 @@ parts of different width, HeteroFL, 2010.01264); where they are disjoint they ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -18,6 +19,7 @@ from torch import Tensor
 from partsum.coordinator.contribution import Contribution as Contribution
 from partsum.coordinator.contribution import Readable as Readable
 from partsum.coordinator.contribution import Tensors as Tensors
+from partsum.coordinator.strategies.blocks import Where, held_rows, row_blocks
 from partsum.coordinator.strategies.middle import merge_middle
 from partsum.shared.part import Part, index_map, region
 from partsum.shared.tensors import TensorFile, TensorWriter
@@ -39,6 +41,8 @@ class MergeRule:
     cut: int | None = None
 
 
+_BLOCK_BYTES = 2 << 20  # stays in the processor's cache, and no page is touched for the first time
+
 BLOCK = MergeRule("zero", weigh_readouts=True)
 AVERAGE = MergeRule()
 
@@ -55,7 +59,11 @@ class Merger:
     """Merges one set of contributions, tensor by tensor."""
 
     def __init__(
-        self, widths: Widths, contributions: Sequence[Contribution], rule: MergeRule
+        self,
+        widths: Widths,
+        contributions: Sequence[Contribution],
+        rule: MergeRule,
+        block_bytes: int = _BLOCK_BYTES,
     ) -> None:
         total = sum(c.weight for c in contributions)
         if total <= 0:
@@ -66,6 +74,7 @@ class Merger:
         self._disjoint = are_disjoint([c.part for c in contributions])
         self._widths = widths
         self._rule = rule
+        self._block_bytes = block_bytes
 
     def merge(self, name: str, old: Tensor) -> Tensor:
         """The merged tensor of that name; ``old`` is the base's, and is not changed.
@@ -77,49 +86,64 @@ class Merger:
         if name in self._widths.scales and any(c.part.units for c in self._contributions):
             return old
         forget = cut and self._rule.unseen == "zero"
-        start = torch.zeros_like(old) if forget else old.clone()
         if not old.is_floating_point():
-            return self._largest(name, start)
-        if cut and self._disjoint:
-            return self._scatter(name, start)
-        if self._rule.cut is not None:
-            return merge_middle(name, start, self._contributions, self._maps, self._rule.cut)
-        return self._mean(name, start)
-
-    def _scatter(self, name: str, merged: Tensor) -> Tensor:
-        weigh = self._rule.weigh_readouts and name in self._widths.readouts
-        for share, kept, weight in zip(self._contributions, self._maps, self._weights, strict=True):
-            value = share.tensors.read(name)
-            where = region(merged, kept[name])
-            merged[where] = (value * weight if weigh else value).to(merged.dtype)
+            return self._largest(name, torch.zeros_like(old) if forget else old.clone())
+        if self._rule.cut is not None and not (cut and self._disjoint):
+            return merge_middle(name, old, self._contributions, self._maps, self._rule.cut)
+        merged = torch.empty_like(old)
+        rows_of_old, rows_of_merged = torch.atleast_1d(old), torch.atleast_1d(merged)
+        row_bytes = 4 * math.prod(rows_of_old.shape[1:])
+        for rows in row_blocks(old.shape, row_bytes, self._block_bytes):
+            start = rows_of_old[rows]
+            block = torch.zeros_like(start) if forget else start.clone()
+            if cut and self._disjoint:
+                self._scatter(name, block, rows.start)
+            elif cut:
+                block = self._uneven_mean(name, block, rows.start)
+            else:
+                block = self._mean(name, block, rows.start)
+            rows_of_merged[rows] = block
         return merged
 
-    def _mean(self, name: str, start: Tensor) -> Tensor:
-        """A running weighted mean: m += (x - m) w / W, which leaves m as it is where x == m."""
-        wide = torch.promote_types(start.dtype, torch.float32)
-        merged = start.to(wide)
-        seen = torch.zeros(merged.shape if self._uneven(name) else (), dtype=wide)
+    def _held(self, name: str, block: Tensor, first: int) -> Iterator[tuple[Tensor, Where, float]]:
+        """What each part that counts holds of a block of rows: values, where, and their weight."""
         for share, kept, weight in zip(self._contributions, self._maps, self._weights, strict=True):
+            found = held_rows(share.tensors, name, kept.get(name, {}), block, first)
+            if found is not None:
+                yield *found, weight
+
+    def _scatter(self, name: str, block: Tensor, first: int) -> None:
+        weigh = self._rule.weigh_readouts and name in self._widths.readouts
+        for value, where, weight in self._held(name, block, first):
+            block[where] = (value * weight if weigh else value).to(block.dtype)
+
+    def _mean(self, name: str, block: Tensor, first: int) -> Tensor:
+        """A running weighted mean: m += (x - m) w / W, which leaves m as it is where x == m."""
+        wide = torch.promote_types(block.dtype, torch.float32)
+        merged, seen = block.to(wide), 0.0
+        for value, _, weight in self._held(name, block, first):
             if weight == 0:
                 continue
-            value = share.tensors.read(name).to(wide)
-            where = region(merged, kept.get(name, {}))
-            if seen.dim():
-                first = seen[where] == 0
-                seen[where] += weight
-                mean = torch.lerp(merged[where], value, weight / seen[where])
-                merged[where] = torch.where(first, value, mean)
-            elif seen == 0:  # what was there must not count, be it nan
-                seen += weight
+            seen += weight
+            if seen == weight:  # what was there must not count, be it nan
                 merged.copy_(value)
             else:
-                seen += weight
-                merged.lerp_(value, weight / float(seen))
-        return merged.to(start.dtype)
+                merged.lerp_(value.to(wide), weight / seen)
+        return merged
 
-    def _uneven(self, name: str) -> bool:
-        """Whether elements of this tensor are held by different sets of parts."""
-        return any(name in kept for kept in self._maps)
+    def _uneven_mean(self, name: str, block: Tensor, first: int) -> Tensor:
+        """The same where elements are held by different sets of parts."""
+        wide = torch.promote_types(block.dtype, torch.float32)
+        merged = block.to(wide)
+        seen = torch.zeros(merged.shape, dtype=wide)
+        for value, where, weight in self._held(name, block, first):
+            if weight == 0:
+                continue
+            fresh = seen[where] == 0
+            seen[where] += weight
+            mean = torch.lerp(merged[where], value.to(wide), weight / seen[where])
+            merged[where] = torch.where(fresh, value.to(wide), mean)
+        return merged
 
     def _largest(self, name: str, merged: Tensor) -> Tensor:
         for share, kept in zip(self._contributions, self._maps, strict=True):

@@ -21,3 +21,8 @@ class Origin:
         """The tensor of that name, as it was before the change."""
         value = self._start.read(name)
         return torch.zeros_like(value) if name in self._gradients else value
+
+    def read_rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows of it."""
+        value = self._start.read_rows(name, first, last)
+        return torch.zeros_like(value) if name in self._gradients else value

@@ -107,6 +107,7 @@ class UnmaskedMean:
         self._share = share
         self._dtypes = {name: info.dtype for name, info in like.tensors.items()}
         self._numbers = {name: number for number, name in enumerate(sorted(like.tensors))}
+        self._last = ("", torch.empty(0))
 
     def read(self, name: str) -> Tensor:
         """The mean of that tensor. Memory is a few times the tensor's, whatever their number.
@@ -124,3 +125,9 @@ class UnmaskedMean:
             )
         mean, dtype = torch.from_numpy(values).view(shape), self._dtypes[name]
         return (mean if dtype.is_floating_point else mean.round()).to(dtype)
+
+    def read_rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows of the mean; the tensor that was asked for last is kept, for its other rows."""
+        if self._last[0] != name:
+            self._last = (name, torch.atleast_1d(self.read(name)))
+        return self._last[1][first:last]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from partsum.coordinator.cohort import Change
 from partsum.coordinator.contribution import Readable
 from partsum.coordinator.records import PlannedPart
+from partsum.coordinator.strategies.blocks import row_blocks
 from partsum.shared import limits
 from partsum.shared.errors import UpdateRefusedError, WireError
 from partsum.shared.messages import Update
@@ -19,6 +20,8 @@ from partsum.shared.moments import is_moment, moment_shapes
 from partsum.shared.part import Part, cut_module
 from partsum.shared.tensors import TensorFile, header_bytes
 from partsum.shared.width import Widths
+
+_BLOCK_BYTES = 2 << 20
 
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
@@ -86,23 +89,34 @@ def check_update(
                     raise UpdateRefusedError(
                         "dtype", f"tensor {name!r} is {found.dtype}, expected {dtype}"
                     )
-                value = file.read(name)
-                _check_finite(name, value)
-                if dtype.is_floating_point and not is_moment(name):
-                    squares[name] = _squared_change(value, origin.read(name) if origin else None)
-                    weights += value.numel()
-                elif origin is not None and not dtype.is_floating_point:
-                    _check_whole(name, value, origin.read(name), samples)
+                if not dtype.is_floating_point:
+                    if origin is not None:
+                        _check_whole(name, file.read(name), origin.read(name), samples)
+                elif is_moment(name):
+                    _squared_change(file, name, None)
+                else:
+                    squares[name] = _squared_change(file, name, origin)
+                    weights += math.prod(shape)
     except WireError as error:
         raise UpdateRefusedError("damaged", limits.in_words(str(error))) from error
     furthest = max(squares, key=lambda name: squares[name], default="")
     return Change(math.sqrt(sum(squares.values())), weights, furthest)
 
 
-def _squared_change(value: Tensor, origin: Tensor | None) -> float:
-    value = value.to(torch.promote_types(value.dtype, torch.float32))
-    change = value if origin is None else value - origin
-    return float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
+def _squared_change(file: TensorFile, name: str, origin: Readable | None) -> float:
+    """Of a tensor's values, which must be finite; some rows at a time, which stay in the cache."""
+    info = file.tensors[name]
+    wide = torch.promote_types(info.dtype, torch.float32)
+    row_bytes = info.size_bytes // max(1, (*info.shape, 1)[0])
+    total = 0.0
+    for rows in row_blocks(info.shape, row_bytes, _BLOCK_BYTES):
+        value = file.read_rows(name, rows.start, rows.stop)
+        _check_finite(name, value)
+        change = value.to(wide)
+        if origin is not None:
+            change = change - origin.read_rows(name, rows.start, rows.stop)
+        total += float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
+    return total
 
 
 def _check_names(found: set[str], expected: set[str]) -> None:

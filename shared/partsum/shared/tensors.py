@@ -76,25 +76,25 @@ class TensorFile:
         return self._read(name, info.start, info.shape)
 
     def read_rows(self, name: str, first: int, last: int) -> Tensor:
-        """Rows ``first`` to ``last - 1`` of a tensor's first dimension, in memory of their own."""
+        """Rows ``first`` to ``last - 1`` of a tensor's first dimension, in memory of their own.
+
+        A tensor without dimensions has one row.
+        """
         info = self.tensors[name]
-        assert 0 <= first <= last <= info.shape[0], f"{name!r} has no rows {first} to {last}"
-        row = info.size_bytes // max(1, info.shape[0])
-        return self._read(name, info.start + first * row, (last - first, *info.shape[1:]))
+        rows, *rest = info.shape or (1,)
+        assert 0 <= first <= last <= rows, f"{name!r} has no rows {first} to {last}"
+        row = info.size_bytes // max(1, rows)
+        return self._read(name, info.start + first * row, (last - first, *rest))
 
     def _read(self, name: str, start: int, shape: tuple[int, ...]) -> Tensor:
-        dtype = self.tensors[name].dtype
-        buffer = bytearray(math.prod(shape) * dtype.itemsize)
-        view = memoryview(buffer)
-        done = 0
-        while done < len(buffer):
-            count = os.preadv(self._file.fileno(), [view[done:]], start + done)
+        tensor = torch.empty(shape, dtype=self.tensors[name].dtype)
+        view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        while view:
+            count = os.preadv(self._file.fileno(), [view], start)
             if count == 0:
                 raise WireError(f"{self.path} is cut short inside tensor {name!r}")
-            done += count
-        if not buffer:
-            return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(buffer, dtype=dtype).view(shape)
+            view, start = view[count:], start + count
+        return tensor
 
     def close(self) -> None:
         """Let the file go; tensors already read stay valid."""

@@ -8,12 +8,49 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from partsum.coordinator.contribution import Contribution, Readable, read_rows
+from partsum.coordinator.contribution import Contribution, Readable
 from partsum.shared.part import region
 
 BUDGET_BYTES = 8 << 20  # of one stack: as quick as any (measured), and sorting takes some more
 
 Dims = Mapping[int, Tensor]
+Where = tuple[slice | Tensor, ...]
+
+
+def row_blocks(shape: Sequence[int], row_bytes: int, budget_bytes: int) -> Iterator[slice]:
+    """Slices of the first dimension, of ``budget_bytes`` or of one row.
+
+    A tensor without dimensions has one row.
+    """
+    rows = (*shape, 1)[0]
+    step = max(1, budget_bytes // max(1, row_bytes))
+    for first in range(0, rows, step):
+        yield slice(first, min(rows, first + step))
+
+
+def held_rows(
+    tensors: Readable, name: str, dims: Dims, block: Tensor, first: int
+) -> tuple[Tensor, Where] | None:
+    """What a part holds of a block of the base's rows: its values, and where in the block they lie.
+
+    Args:
+        tensors: the part's.
+        name: the tensor.
+        dims: the indices that the part keeps of it, by dimension.
+        block: rows of the base; only its shape counts.
+        first: the block's first row.
+    """
+    if 0 not in dims:
+        value = tensors.read_rows(name, first, first + len(block))
+        return value, region(block, dims)
+    held = ((dims[0] >= first) & (dims[0] < first + len(block))).nonzero().reshape(-1)
+    if not len(held):
+        return None
+    begin, end = int(held[0]), int(held[-1]) + 1
+    value = tensors.read_rows(name, begin, end)
+    if end - begin != len(held):
+        value = value[held - begin]
+    return value, region(block, {**dims, 0: dims[0][held] - first})
 
 
 def stacks(
@@ -32,25 +69,11 @@ def stacks(
     """
     shape = tuple(shape) or (1,)
     row_bytes = max(1, math.prod(shape[1:])) * dtype.itemsize * len(shares)
-    step = max(1, budget_bytes // row_bytes)
-    for first in range(0, shape[0], step):
-        rows = min(step, shape[0] - first)
-        stack = torch.full((len(shares), rows, *shape[1:]), torch.nan, dtype=dtype)
+    for rows in row_blocks(shape, row_bytes, budget_bytes):
+        count = rows.stop - rows.start
+        stack = torch.full((len(shares), count, *shape[1:]), torch.nan, dtype=dtype)
         for layer, share, kept in zip(stack, shares, maps, strict=True):
-            _place(layer, share.tensors, name, kept.get(name, {}), first)
-        yield first, stack
-
-
-def _place(layer: Tensor, tensors: Readable, name: str, dims: Dims, first: int) -> None:
-    """Put a part's elements of these rows of the base where they belong."""
-    last = first + len(layer)
-    if 0 not in dims:
-        value = read_rows(tensors, name, first, last)
-        layer[region(layer, dims)] = value.to(layer.dtype)
-        return
-    held = ((dims[0] >= first) & (dims[0] < last)).nonzero().reshape(-1)
-    if not len(held):
-        return
-    begin = int(held.min())
-    value = read_rows(tensors, name, begin, int(held.max()) + 1)[held - begin]
-    layer[region(layer, {**dims, 0: dims[0][held] - first})] = value.to(layer.dtype)
+            found = held_rows(share.tensors, name, kept.get(name, {}), layer, rows.start)
+            if found is not None:
+                layer[found[1]] = found[0].to(dtype)
+        yield rows.start, stack

@@ -22,10 +22,21 @@ class Clipped:
     def read(self, name: str) -> Tensor:
         """The tensor of that name, shortened; at least in single precision."""
         value = self._tensors.read(name)
-        if self._factor == 1 or not value.is_floating_point():
+        return value if self._whole(value) else self._shorter(self._origin.read(name), value)
+
+    def read_rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows of it, shortened."""
+        value = self._tensors.read_rows(name, first, last)
+        if self._whole(value):
             return value
+        return self._shorter(self._origin.read_rows(name, first, last), value)
+
+    def _whole(self, value: Tensor) -> bool:
+        return self._factor == 1 or not value.is_floating_point()
+
+    def _shorter(self, start: Tensor, value: Tensor) -> Tensor:
         wide = torch.promote_types(value.dtype, torch.float32)
-        return torch.lerp(self._origin.read(name).to(wide), value.to(wide), self._factor)
+        return torch.lerp(start.to(wide), value.to(wide), self._factor)
 
 
 def clip_factor(norm: float, limit: float) -> float:
