@@ -37,6 +37,8 @@ test: check
 
 bench: $(READY)
 	$(BIN)/python benchmarks/rounds.py --quick
+	$(BIN)/python benchmarks/memory.py --quick
+	$(BIN)/python benchmarks/handoff.py --quick
 	$(BIN)/python benchmarks/time_to_accuracy.py --quick
 	$(BIN)/python benchmarks/hostile.py --quick
 

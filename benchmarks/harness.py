@@ -56,7 +56,7 @@ def run(config: Mapping[str, Any], folder: Path, nodes: int) -> tuple[Summary, P
         KeyboardInterrupt: it was stopped.
     """
     text = to_toml({**config, "folder": str(folder), "server": {"port": 0, "metrics_port": 0}})
-    found = _finished(folder, parse_config(text))
+    found = finished(folder, parse_config(text))
     if found is not None:
         return found, folder / "latest"
     # OpenMP's waiting threads spin: with other work on the cores, two threads took ten times as
@@ -75,7 +75,7 @@ def run(config: Mapping[str, Any], folder: Path, nodes: int) -> tuple[Summary, P
     return read_summary(folder / "latest" / "summary.json"), folder / "latest"
 
 
-def _finished(folder: Path, config: RunConfig) -> Summary | None:
+def finished(folder: Path, config: RunConfig) -> Summary | None:
     """The summary of a finished run of that config, wherever its folder was then."""
     path = folder / "latest" / "summary.json"
     if not path.exists():

@@ -1,100 +1,57 @@
 """Rounds with a no-op trainer: latency, bytes a second through the whole loop, coordinator memory.
 
-    python benchmarks/rounds.py [--quick] [--json FILE]
+    python benchmarks/rounds.py [--quick] [--json FILE] [--plot FILE]
 
 Real coordinator and node processes on loopback; federated averaging of the whole model, so that
 every node receives and sends all of it in each round. Nodes give back what they were sent without
 training. A round is everything from one commit to the next: plan, send, receive, check, merge,
-write and sync the new base, commit. The ratio is against a bare gRPC stream between two processes,
-measured in the same call.
+write and sync the new base, commit. Each stage is that of the slowest node; what they do not
+explain is the rest (the commit, waits in between), which is negative where nodes' stages overlap.
+The share is of what a bare gRPC stream between two processes moves, measured in the same call.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs as a script
 
-from benchmarks.harness import parser, run, write_figures
+from benchmarks.cases import Case, play, round_seconds
+from benchmarks.harness import parser, wide_console, write_figures
+from benchmarks.picture import bars, picture
 
 from partsum.coordinator.summary import Summary
 
-
-@dataclass(frozen=True)
-class Case:
-    """A model of ``layers`` matrices of ``width``, on so many nodes, for so many rounds."""
-
-    name: str
-    width: int
-    layers: int
-    nodes: int
-    rounds: int
-
-    @property
-    def model_bytes(self) -> int:
-        """Of the float32 weights."""
-        return 4 * self.layers * self.width**2
-
-
 CASES = (
-    Case("40kB", 100, 1, 2, 40),
+    Case("40kB", 71, 2, 2, 40),
     Case("10MB", 500, 10, 2, 20),
-    Case("400MB", 3162, 10, 2, 4),
-    Case("400MB", 3162, 10, 8, 2),
+    Case("400MB", 3162, 10, 2, 6),
+    Case("400MB", 3162, 10, 8, 4),
 )
 QUICK = (CASES[0], Case("10MB", 500, 10, 2, 5), Case("100MB", 1581, 10, 2, 3))
-
-
-def measure(case: Case, folder: Path) -> dict[str, float]:
-    """Run a case; its figures by name."""
-    config = {
-        "name": "rounds",
-        "deterministic": False,
-        "task": {
-            "name": "blank:blank",
-            "options": {"width": case.width, "layers": case.layers + 1},
-        },
-        "parts": {
-            "planner": "full",
-            "count": case.nodes,
-            "rounds": case.rounds,
-            "local_epochs": 0.0,
-            "evaluate_every": 0,
-        },
-        "handoff": {"enabled": False},
-    }
-    where = folder / f"{case.name}-{case.nodes}-{time.time_ns()}"
-    where.mkdir(parents=True)
-    summary, _ = run(config, where, case.nodes)
-    return figures_of(case, summary)
+STAGES = ("plan", "send", "train", "receive", "merge")
+Found = Mapping[Case, Mapping[str, float]]
 
 
 def figures_of(case: Case, summary: Summary) -> dict[str, float]:
     """Median round, bytes a second, stages and memory; the first round is warm-up."""
-    closed = [entry.closed_seconds for entry in summary.rounds]
-    seconds = statistics.median(after - before for before, after in pairwise(closed))
-    moved = 2 * case.nodes * case.model_bytes
-    prefix = f"{case.name}_{case.nodes}nodes"
+    seconds = statistics.median(round_seconds([entry.closed_seconds for entry in summary.rounds]))
     found = {
-        f"{prefix}_round_seconds": seconds,
-        f"{prefix}_megabytes_per_second": moved / seconds / 1e6,
-        f"{prefix}_coordinator_peak_bytes": float(summary.peak_rss_bytes),
-        f"{prefix}_peak_over_model": summary.peak_rss_bytes / case.model_bytes,
+        "round_seconds": seconds,
+        "megabytes_per_second": case.round_bytes / seconds / 1e6,
+        "coordinator_peak_bytes": float(summary.peak_rss_bytes),
+        "peak_over_model": summary.peak_rss_bytes / case.model_bytes,
     }
-    for stage in ("plan", "send", "receive", "merge"):
+    for stage in STAGES:
         values = [getattr(entry.stage_seconds, stage) for entry in summary.rounds[1:]]
-        found[f"{prefix}_{stage}_seconds"] = statistics.median(v for v in values if v is not None)
-    return found
+        found[f"{stage}_seconds"] = statistics.median(v for v in values if v is not None)
+    return found | {"rest_seconds": seconds - sum(found[f"{stage}_seconds"] for stage in STAGES)}
 
 
 def bare_stream(megabytes: int) -> float:
@@ -106,35 +63,74 @@ def bare_stream(megabytes: int) -> float:
     return float(said.stdout)
 
 
-def main() -> None:
-    """Measure, print, write."""
-    options = parser(__doc__.splitlines()[0] if __doc__ else "").parse_args()
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-    table = Table(box=None, header_style="dim")
-    columns = ("model", "nodes", "round", "MB/s", "send", "receive", "merge", "peak", "of model")
+def table(found: Found, bare: float) -> Table:
+    """A row for each case."""
+    made = Table(box=None, header_style="dim")
+    columns = (
+        "model",
+        "nodes",
+        "round",
+        "MB/s",
+        "of a stream",
+        *STAGES,
+        "rest",
+        "peak",
+        "of model",
+    )
     for column in columns:
-        table.add_column(column, justify="right")
-    figures = {"bare_stream_megabytes_per_second": bare_stream(256 if options.quick else 1024)}
-    for case in QUICK if options.quick else CASES:
-        found = measure(case, options.folder / "rounds")
-        figures |= found
-        p = f"{case.name}_{case.nodes}nodes"
-        table.add_row(
+        made.add_column(column, justify="right")
+    for case, seen in found.items():
+        made.add_row(
             case.name,
             str(case.nodes),
-            f"{found[p + '_round_seconds']:.3f} s",
-            f"{found[p + '_megabytes_per_second']:,.0f}",
-            f"{found[p + '_send_seconds']:.3f} s",
-            f"{found[p + '_receive_seconds']:.3f} s",
-            f"{found[p + '_merge_seconds']:.3f} s",
-            f"{found[p + '_coordinator_peak_bytes'] / 1e6:,.0f} MB",
-            f"{found[p + '_peak_over_model']:.2f} x",
+            f"{seen['round_seconds']:.3f} s",
+            f"{seen['megabytes_per_second']:,.0f}",
+            f"{seen['megabytes_per_second'] / bare:.0%}",
+            *(f"{seen[f'{stage}_seconds']:.3f} s" for stage in (*STAGES, "rest")),
+            f"{seen['coordinator_peak_bytes'] / 1e6:,.0f} MB",
+            f"{seen['peak_over_model']:.2f} x",
         )
-    console = Console(width=100)
-    console.print(table)
-    console.print(f"bare gRPC stream: {figures['bare_stream_megabytes_per_second']:,.0f} MB/s")
+    return made
+
+
+def draw(found: Found, bare: float, path: Path) -> None:
+    """Speed beside the bare stream, and where a round's time goes."""
+    names = [f"{case.name}\n{case.nodes} nodes" for case in found]
+    with picture(path, columns=2) as (speed, time):
+        moved = [seen["megabytes_per_second"] for seen in found.values()]
+        bars(speed, names, {"through the whole loop": moved})
+        speed.axhline(bare, color="grey", linestyle="--", label="a bare gRPC stream")
+        speed.set_ylabel("MB/s, both ways, all nodes")
+        speed.legend()
+        shown = ("round", *STAGES[1:])
+        series = {name: [seen[f"{name}_seconds"] for seen in found.values()] for name in shown}
+        bars(time, names, series)
+        time.set_yscale("log")
+        time.set_ylabel("seconds, logarithmic; stages overlap")
+
+
+def main() -> None:
+    """Measure, print, write."""
+    flags = parser(__doc__.splitlines()[0] if __doc__ else "")
+    flags.add_argument("--plot", type=Path, metavar="FILE", help="write a picture there")
+    options = flags.parse_args()
+    bare = bare_stream(256 if options.quick else 1024)
+    found = {
+        case: figures_of(case, play(case, options.folder / "rounds"))
+        for case in (QUICK if options.quick else CASES)
+    }
+    console = wide_console()
+    console.print(table(found, bare))
+    console.print(f"bare gRPC stream: {bare:,.0f} MB/s")
     if options.json:
-        write_figures(options.json, figures)
+        figures = {
+            f"{case.name}_{case.nodes}nodes_{name}": value
+            for case, seen in found.items()
+            for name, value in seen.items()
+        }
+        write_figures(options.json, {**figures, "bare_stream_megabytes_per_second": bare})
+    if options.plot:
+        draw(found, bare, options.plot)
 
 
 if __name__ == "__main__":

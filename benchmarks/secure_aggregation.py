@@ -8,7 +8,6 @@ nothing but weights with a no-op trainer, where a round is little else than movi
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import time
@@ -39,8 +38,8 @@ class Case:
 
 CASES = (
     Case("digits_mlp", "partsum.shared.tasks:digits", {"widths": [32, 32]}, 1.0),
-    Case("10MB", "blank:blank", {"width": 500, "layers": 11}, 0.0),
-    Case("100MB", "blank:blank", {"width": 1581, "layers": 11}, 0.0, rounds=5),
+    Case("10MB", "partsum.shared.tasks:blank", {"width": 500, "layers": 10}, 0.0),
+    Case("100MB", "partsum.shared.tasks:blank", {"width": 1581, "layers": 10}, 0.0, rounds=5),
 )
 
 
@@ -77,7 +76,6 @@ def measure(case: Case, masked: bool, folder: Path) -> dict[str, float]:
 def main() -> None:
     """Measure, print, write."""
     options = parser(__doc__.splitlines()[0] if __doc__ else "").parse_args()
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     table = Table(box=None, header_style="dim")
     for column in ("model", "masks", "round", "merge", "a node sends", "receives", "peak"):
         table.add_column(column, justify="right")

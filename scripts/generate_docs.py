@@ -106,7 +106,8 @@ def _rows(registry: CollectorRegistry) -> list[str]:
     for collector in registry._collector_to_names:
         for metric in collector.describe():  # type: ignore[attr-defined]
             name = metric.name + ("_total" if metric.type == "counter" else "")
-            labels = ", ".join(getattr(collector, "_labelnames", ())) or "-"
+            named = getattr(collector, "_labelnames", ()) or getattr(metric, "_labelnames", ())
+            labels = ", ".join(named) or "-"
             rows.append(f"| `{name}` | {metric.type} | {labels} | {metric.documentation} |")
     return rows
 

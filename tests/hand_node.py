@@ -52,6 +52,7 @@ class HandNode:
     outbox: asyncio.Queue[pb.ControlRequest] = field(default_factory=asyncio.Queue)
     call: Any = None
     answers: Any = None
+    address: str = ""  # of the coordinator
 
     async def _requests(self) -> AsyncIterator[pb.ControlRequest]:
         while True:
@@ -147,7 +148,8 @@ def with_node(
             await asyncio.sleep(0.01)
         try:
             async with grpc.aio.insecure_channel(address) as channel:
-                await test(HandNode(rpc.CoordinatorServiceStub(channel), folder))
+                stub = rpc.CoordinatorServiceStub(channel)
+                await test(HandNode(stub, folder, address=address))
                 await asyncio.sleep(0.1)
                 parts, rounds = run.config.parts.count, run.config.parts.rounds
                 while run.next_round < rounds and len(run.store.updates(run.next_round)) == parts:

@@ -1,195 +1,179 @@
-"""The ways to spend one training budget, each as the config of a run.
-
-The budget T is in passes of the whole model over all data that the nodes can do together: each
-node has T * samples / nodes whole-model samples' worth of FLOPs, whatever it trains.
-"""
+"""The methods that are compared, what is tuned for each, and the tasks they are compared on."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-import torch
+from benchmarks.accuracy.federation import Federation
+from benchmarks.accuracy.simulator import Mark, Recipe, Stage
+from benchmarks.accuracy.workload import Workload
 
-from partsum.coordinator.base import Base
-from partsum.coordinator.cost import Cost, part_cost
-from partsum.coordinator.planner import equal_fractions, plan_parts
-from partsum.shared.config import PartsConfig
 from partsum.shared.messages import TaskSpec
-from partsum.shared.part import WHOLE
-from partsum.shared.task import Task, load_task, num_samples
 
-NODES = 4
-
-Config = dict[str, Any]
-
-Configure = Callable[["Workload", "Choice", int], Config]
-"""A way to spend the budget: the workload, what is tuned, the seed -> a run's config."""
+Plan = Recipe | Federation
+"""All that a run's outcome depends on, beside its workload and seed."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What is tuned: every method gets a few of these, and its best on the first seed."""
+class Sizes:
+    """What fits a task."""
 
-    rate: float = 1e-3
-    """Peak learning rate of the whole model, or of the only model that is trained."""
-    batch: int = 64
-    """Samples in a batch of the hand-off, or of data-parallel training over all nodes."""
-    norms: str = "plain"
-    rounds: int = 4
-    share: float = 0.5
-    """Of each node's FLOPs, that which goes into parts."""
-    power: float = 1.0
-    """Parts train their matrices at rate * 4 ** power."""
-
-    def label(self) -> str:
-        """For tables and folder names."""
-        own = {k: v for k, v in vars(self).items() if v != getattr(Choice(), k)}
-        changed = [f"{k}-{v}" for k, v in own.items() if k not in {"rate", "batch"}]
-        return "-".join([f"rate-{self.rate:g}-batch-{self.batch}", *changed])
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A model on Fashion-MNIST, and the budget to train it with."""
-
-    name: str
-    task: str
-    options: dict[str, Any]
-    part_options: dict[str, Any]
-    """Those of a model as wide as one part."""
-    budget: float
-    """T."""
-    part_batch: int = 64
-    evaluate_every: int = 1
-    """Rounds of the parts phase between evaluations."""
-    evaluations: int = 4
-    """In the hand-off, on its way."""
-
-    @functools.cached_property
-    def costs(self) -> tuple[Cost, Cost, int]:
-        """Of the whole model and of a part, and the number of training samples."""
-        task: Task = load_task(TaskSpec(self.task, self.options))
-        base, train = Base(task, torch.device("cpu")), task.train()
-        part = plan_parts(PartsConfig(count=NODES), base.widths, equal_fractions(NODES), 0, 0)[0]
-        whole = part_cost(base.shape, base.widths, WHOLE, task, train, self.part_batch)
-        narrow = part_cost(base.shape, base.widths, part, task, train, self.part_batch)
-        return whole, narrow, num_samples(train)
+    small: int
+    """Data-parallel training's small batch, over all nodes; a hand-off's too."""
+    large: int
+    rates: tuple[float, ...]
+    """Learning rates that every method is tried with."""
+    large_rates: tuple[float, ...]
+    """Those of the large batch."""
+    part_batch: int
+    power: float
+    """Parts train their matrices at rate * K ** power."""
 
     @property
-    def part_speed(self) -> float:
-        """How many samples a part takes for the FLOPs of one of the whole model."""
-        whole, narrow, _ = self.costs
-        return whole.flops_per_sample / narrow.flops_per_sample
+    def own(self) -> int:
+        """A node's share of the small batch."""
+        return self.small // 4
 
-    def config(self, seed: int, **tables: Config) -> Config:
-        """A run's config: the task, and what all methods share."""
-        return {
-            "name": self.name,
-            "seed": seed,
-            "task": {"name": self.task, "options": self.options},
-            **tables,
-        }
 
-    def rounds(self, choice: Choice, epochs: float) -> Config:
-        """The table of a parts phase in which each node passes over its data so many times."""
-        return {
-            "count": NODES,
-            "rounds": choice.rounds,
-            "local_epochs": epochs / choice.rounds,
-            "evaluate_every": self.evaluate_every,
-        }
+@dataclass(frozen=True)
+class Contest:
+    """A task, and the sizes that fit it."""
 
-    def training(self, choice: Choice) -> Config:
-        """The table of how nodes train."""
-        return {
-            "batch_size": self.part_batch,
-            "learning_rate": choice.rate,
-            "width_lr_power": choice.power,
-        }
+    load: Workload
+    sizes: Sizes
+    by: str
+    """What is compared: "accuracy", or "loss" where accuracy says little."""
 
-    def handoff(self, choice: Choice, epochs: float) -> Config:
-        """The table of a hand-off over so many passes."""
-        return {
-            "epochs": epochs,
-            "batch_size": choice.batch,
-            "norms": choice.norms,
-            "evaluations": self.evaluations,
-            "checkpoint_every_steps": 1_000_000,  # a killed benchmark starts the run anew
-        }
+    def score(self, mark: Mark) -> float:
+        """Of which more is better."""
+        return mark.accuracy if self.by == "accuracy" else -mark.loss
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train, with the choices it is tuned over."""
+    """A way to train: its plan for a learning rate."""
 
     name: str
     title: str
-    configure: Configure
-    choices: tuple[Choice, ...]
-    nodes: int = NODES
-    cloned: bool = False
-    """The run trains one part, which is then cloned and handed off (see `clones`)."""
+    plan: Callable[[Sizes, float], Plan]
+    large: bool = False
+    single_host: str = ""
+    """The title of the same outcome at the price of a hand-off on one host; "" where there is
+    none."""
+
+    def rates(self, sizes: Sizes) -> tuple[float, ...]:
+        """What it is tuned over."""
+        return sizes.large_rates if self.large else sizes.rates
 
 
-def parts_then_handoff(load: Workload, choice: Choice, seed: int) -> Config:
-    """Complementary parts for a share of the FLOPs, then DeepSpeed on the merged base."""
-    return load.config(
-        seed,
-        parts=load.rounds(choice, choice.share * load.budget * load.part_speed),
-        training=load.training(choice),
-        handoff=load.handoff(choice, (1 - choice.share) * load.budget),
-    )
+def _stage(sizes: Sizes, parts: int, share: float, cloned: bool = False) -> Stage:
+    batch = sizes.part_batch if parts > 1 else sizes.small
+    return Stage(parts, share, batch, rounds=4, power=sizes.power, cloned=cloned)
 
 
-def data_parallel(load: Workload, choice: Choice, seed: int) -> Config:
-    """The same DeepSpeed job from a fresh base.
-
-    Synchronous data-parallel training over four nodes is training with their global batch, so one
-    process computes exactly what the four would.
-    """
-    return load.config(
-        seed,
-        parts={"rounds": 0},
-        training=load.training(choice),
-        handoff=load.handoff(choice, load.budget),
-    )
+def parts_then_handoff(sizes: Sizes, rate: float) -> Plan:
+    """Four parts for half of the FLOPs, then the whole base."""
+    return Recipe((_stage(sizes, 4, 0.5), _stage(sizes, 1, 0.5)), rate)
 
 
-def federated_averaging(load: Workload, choice: Choice, seed: int) -> Config:
-    """Every node trains the whole model on its quarter of the data; averaged each round."""
-    return load.config(
-        seed,
-        parts={"planner": "full", **load.rounds(choice, load.budget)},
-        training={**load.training(choice), "batch_size": choice.batch},
-        handoff={"enabled": False},
-    )
+def staged(sizes: Sizes, rate: float) -> Plan:
+    """Eight parts, then four, each two of them grown together, then the whole base."""
+    stages = (_stage(sizes, 8, 0.25), _stage(sizes, 4, 0.25), _stage(sizes, 1, 0.5))
+    return Recipe(stages, rate)
 
 
-def never_merged(load: Workload, choice: Choice, seed: int) -> Config:
-    """Parts for the whole budget; the merged base with grouped norms is their ensemble."""
-    return load.config(
-        seed,
-        parts=load.rounds(choice, load.budget * load.part_speed),
-        training=load.training(choice),
-        handoff={"enabled": False},
-    )
+def averaged(sizes: Sizes, rate: float) -> Plan:
+    """One eighth, averaged over the nodes now and then, copied with noise, then the whole base."""
+    first = Stage(8, 0.5, sizes.part_batch, rounds=32, power=sizes.power, cloned="averaged")
+    return Recipe((first, _stage(sizes, 1, 0.5)), rate)
 
 
-def one_slice(load: Workload, choice: Choice, seed: int) -> Config:
-    """One model as wide as a part, trained by all nodes with federated averaging.
+def cloned(sizes: Sizes, rate: float) -> Plan:
+    """One part that all nodes train together, copied with noise, then the whole base."""
+    return Recipe((_stage(sizes, 4, 0.5, cloned=True), _stage(sizes, 1, 0.5)), rate)
 
-    It has no width to scale its learning rate by: the choice's is its own.
-    """
-    config = load.config(
-        seed,
-        parts={
-            "planner": "full",
-            **load.rounds(choice, choice.share * load.budget * load.part_speed),
-        },
-        training={**load.training(choice), "parts_share": choice.share},
-        handoff={"enabled": False},
-    )
-    return {**config, "task": {"name": load.task, "options": load.part_options}}
+
+def never_merged(sizes: Sizes, rate: float) -> Plan:
+    """Four parts to the end; the merged base with grouped norms is their ensemble."""
+    return Recipe((Stage(4, 1.0, sizes.part_batch, 8, power=sizes.power),), rate)
+
+
+METHODS = (
+    Method(
+        "parts",
+        "parts + hand-off",
+        parts_then_handoff,
+        single_host="parts + hand-off on one host",
+    ),
+    Method("staged", "8, then 4 parts + hand-off", staged),
+    Method("averaged", "one eighth, averaged + hand-off", averaged),
+    Method("dp_small", "data-parallel, small batch", lambda s, r: _data_parallel(s.small, r)),
+    Method("dp_large", "data-parallel, large batch", lambda s, r: _data_parallel(s.large, r), True),
+    Method("ensemble", "parts, never merged", never_merged),
+    Method("cloned", "one slice, cloned + hand-off", cloned),
+    Method("diloco", "DiLoCo", lambda s, r: Federation(r, 9, s.own, outer=(0.7, 0.9))),
+    Method("fedavg", "FedAvg of the whole model", lambda s, r: Federation(r, 16, s.own)),
+    Method(
+        "rolling",
+        "rolling submodels (FedRolex)",
+        lambda s, r: Federation(r, 16, s.own, widths=(0.5,) * 4, rolling=True),
+    ),
+    Method(
+        "nested",
+        "nested submodels (HeteroFL)",
+        lambda s, r: Federation(r, 16, s.own, widths=(1.0, 0.5, 0.25, 0.125)),
+    ),
+)
+
+
+def _data_parallel(batch: int, rate: float) -> Plan:
+    return Recipe((Stage(1, 1.0, batch, 8),), rate)
+
+
+_RATES = (1e-3, 2e-3, 4e-3)
+
+CONTESTS = {
+    "mlp": Contest(
+        Workload(
+            "mlp",
+            TaskSpec("partsum.shared.tasks:image_mlp", {"widths": [640, 640, 640]}),
+            budget=0.5,
+        ),
+        Sizes(64, 256, (5e-4, *_RATES), (*_RATES, 8e-3), part_batch=64, power=1.0),
+        "accuracy",
+    ),
+    "vit": Contest(
+        Workload(
+            "vit",
+            TaskSpec(
+                "partsum.shared.tasks:image_vit",
+                {"width": 96, "heads": 8, "layers": 4, "patch": 7},
+            ),
+            budget=0.25,
+            glance=1000,
+        ),
+        Sizes(32, 256, _RATES, _RATES, part_batch=32, power=0.5),
+        "accuracy",
+    ),
+    "gpt": Contest(
+        Workload(
+            "gpt",
+            TaskSpec(
+                "partsum.shared.tasks:char_gpt",
+                {"width": 128, "heads": 8, "layers": 2, "context": 64, "validation": 512},
+            ),
+            budget=0.06,
+            glance=256,
+        ),
+        Sizes(16, 64, _RATES, _RATES, part_batch=16, power=0.5),
+        "loss",
+    ),
+}
+
+
+def quick(contest: Contest) -> Contest:
+    """A tenth of the budget and one learning rate."""
+    sizes = replace(contest.sizes, rates=(2e-3,), large_rates=(4e-3,))
+    load = replace(contest.load, budget=contest.load.budget / 10, glance=500)
+    return replace(contest, load=load, sizes=sizes)

@@ -1,62 +1,87 @@
-"""Accuracy against simulated time and against bytes, as a picture."""
+"""Accuracy or loss against simulated time, modelled time and bytes, as a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.accuracy.methods import Workload
-from benchmarks.accuracy.outcomes import Outcome
+from benchmarks.accuracy.curves import AXES, Axis, Comparison, Curve
 
-Drawn = tuple[Workload, Sequence[tuple[str, Sequence[Outcome]]]]
-"""A workload, and each method's title and outcomes, one for each seed."""
+_LABELS = {
+    "simulated": "T: passes of the whole model over all data, by FLOPs",
+    "1gbit": "seconds: measured steps, and bytes at 1 Gbit/s",
+    "bytes": "MB sent and received by a node",
+}
+_STRONG = ("parts", "staged", "dp_small", "dp_large")
+_DPI = 110
 
-_SHOWN = 20  # points below the best that the axis reaches down to
 
-
-def draw(drawn: Sequence[Drawn], path: Path) -> None:
-    """Write a PNG: a row for each workload; the mean over seeds, and a point for each seed."""
+def draw(comparisons: Sequence[tuple[Comparison, str]], path: Path) -> None:
+    """Write a PNG: a row for each task with what it is compared by; means over seeds."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(
-        len(drawn), 2, figsize=(15, 4.6 * len(drawn)), squeeze=False, layout="constrained"
+    shown = [axis for axis in AXES if axis.name in _LABELS]
+    figure, rows = pyplot.subplots(
+        len(comparisons),
+        len(shown),
+        figsize=(5.4 * len(shown) + 2.6, 4.4 * len(comparisons)),
+        squeeze=False,
+        layout="constrained",
     )
-    for (load, methods), (by_time, by_bytes) in zip(drawn, axes, strict=True):
-        for title, outcomes in methods:
-            times, moved, accuracies = _means(outcomes)
-            (line,) = by_time.plot(times, accuracies, marker="o", markersize=3, label=title)
-            colour = line.get_color()
-            sent = [k for k, amount in enumerate(moved) if amount]  # a logarithm has no zero
-            reached = [accuracies[k] for k in sent]
-            by_bytes.plot([moved[k] for k in sent], reached, marker="o", markersize=3, color=colour)
-            for outcome in outcomes:
-                end = outcome.curve[-1]
-                by_time.plot(end.time, 100 * end.accuracy, "_", color=colour, markersize=9)
-        by_time.set_title(f"{load.name}: the same FLOPs for every method (T = {load.budget:g})")
-        by_time.set_xlabel("T: passes of the whole model over all data, by FLOPs")
-        by_bytes.set_title(f"{load.name}: traffic of a node")
-        by_bytes.set_xlabel("MB sent and received, logarithmic")
-        by_bytes.set_xscale("log")
-        best = max(100 * o.accuracy for _, outcomes in methods for o in outcomes)
-        for axis in (by_time, by_bytes):
-            axis.set_ylim(best - _SHOWN, best + 1)
-            axis.set_ylabel("accuracy, %")
-            axis.grid(alpha=0.3)
-        handles, labels = by_time.get_legend_handles_labels()
-        by_bytes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9)
-    figure.savefig(path, dpi=110)
+    for (compared, by), row in zip(comparisons, rows, strict=True):
+        for axis, place in zip(shown, row, strict=True):
+            _panel(place, compared, by, axis)
+        handles, labels = row[0].get_legend_handles_labels()
+        row[-1].legend(handles, labels, loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8.5)
+    figure.savefig(path, dpi=_DPI)
     pyplot.close(figure)
 
 
-def _means(outcomes: Sequence[Outcome]) -> tuple[list[float], list[float], list[float]]:
-    """Times, MB and accuracies in %, each the mean over seeds, which are evaluated alike."""
-    marks = list(zip(*(outcome.curve for outcome in outcomes), strict=True))
-    count = len(outcomes)
-    return (
-        [sum(m.time for m in same) / count for same in marks],
-        [sum(m.bytes for m in same) / count / 1e6 for same in marks],
-        [100 * sum(m.accuracy for m in same) / count for same in marks],
-    )
+def _panel(place: Any, compared: Comparison, by: str, axis: Axis) -> None:
+    for number, curve in enumerate(compared.curves):
+        costs, values = _points(compared, curve, by, axis)
+        strong = curve.name in _STRONG
+        place.plot(
+            costs,
+            values,
+            color=f"C{number}",
+            marker="o" if strong else ".",
+            markersize=4,
+            linewidth=2.2 if strong else 1.0,
+            zorder=3 if strong else 2,
+            label=curve.title,
+        )
+    target = compared.target() * (100 if by == "accuracy" else -1)
+    place.axhline(target, color="black", linewidth=0.8, linestyle=":")
+    place.set_title(f"{compared.load.name}, T = {compared.load.budget:g}", fontsize=10)
+    place.set_xlabel(_LABELS[axis.name], fontsize=9)
+    place.set_ylabel("accuracy, %" if by == "accuracy" else "validation loss", fontsize=9)
+    if axis.name == "simulated":
+        place.set_xlim(0, 1.3 * compared.load.budget)  # a hand-off on one host goes on for longer
+    else:
+        place.set_xscale("log")
+    place.set_ylim(*sorted(_limits(compared, by)))
+    place.grid(alpha=0.3)
+
+
+def _points(
+    compared: Comparison, curve: Curve, by: str, axis: Axis
+) -> tuple[list[float], list[float]]:
+    """Costs (bytes in MB) and the axis's values: accuracies in %, or losses."""
+    scale = 1e-6 if axis.name == "bytes" else 1.0
+    factor = 100.0 if by == "accuracy" else -1.0
+    costs = [scale * cost for cost in compared.costs(curve, axis)]
+    return costs, [factor * score for score in curve.scores()]
+
+
+def _limits(compared: Comparison, by: str) -> tuple[float, float]:
+    """From a little beyond the best to well below the target, where all methods look alike."""
+    factor = 100.0 if by == "accuracy" else -1.0
+    best = factor * max(max(curve.scores()) for curve in compared.curves)
+    target = factor * compared.target()
+    rise = best - target
+    return target - 1.5 * rise, best + 0.1 * rise

@@ -38,12 +38,16 @@ _TOO_LARGE_BYTES = 1 << 40  # what an update says of its size is not what is mea
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: ``refused`` counts by kind; ``benched`` says the hostile node was found."""
+    """How a run ended: ``refused`` counts by kind; ``benched`` says the hostile node was found.
+
+    ``curve`` has the accuracy after each round that was evaluated.
+    """
 
     accuracy: float
     loss: float
     refused: Counter[str]
     benched: bool
+    curve: tuple[float, ...] = ()
 
 
 def play(text: str, attack: Attack) -> Outcome:
@@ -72,11 +76,13 @@ class _Cluster:
             self.tell(e.NodeReady(f"node-{k}"))
         while self.machine.phase != "finished":
             await self.act(self.waiting.popleft())
+        results = [found[0] for found in self.run.store.results().values()]
         return Outcome(
             accuracy=self.run.accuracy if self.run.accuracy is not None else 0.0,
             loss=self.run.loss if self.run.loss is not None else 0.0,
             refused=self.refused,
             benched=self.machine.is_benched(HOSTILE),
+            curve=tuple(r.accuracy for r in results if r.accuracy is not None),
         )
 
     def tell(self, event: e.Event) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from benchmarks.picture import picture
 from benchmarks.robust.cluster import Outcome
 
 Cells = Mapping[tuple[str, str], Sequence[Outcome]]
@@ -15,22 +16,13 @@ def draw(
     drawn: Sequence[tuple[str, Cells]], rules: Sequence[str], attacks: Sequence[str], path: Path
 ) -> None:
     """Write a PNG: a map for each data set, with the mean accuracy over seeds in each square."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        1, len(drawn), figsize=(7.5 * len(drawn), 5), squeeze=False, layout="constrained"
-    )
-    for axis, (name, cells) in zip(axes[0], drawn, strict=True):
-        shown = [[100 * fmean(o.accuracy for o in cells[r, a]) for a in attacks] for r in rules]
-        axis.imshow(shown, vmin=0, vmax=100, cmap="RdYlGn", aspect="auto")
-        for y, row in enumerate(shown):
-            for x, accuracy in enumerate(row):
-                axis.text(x, y, f"{accuracy:.1f}", ha="center", va="center", fontsize=9)
-        axis.set_xticks(range(len(attacks)), attacks, rotation=20)
-        axis.set_yticks(range(len(rules)), rules)
-        axis.set_title(f"{name} data: accuracy with 1 hostile node of 5, %")
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    with picture(path, columns=len(drawn), width=7.5, height=5) as axes:
+        for axis, (name, cells) in zip(axes, drawn, strict=True):
+            shown = [[100 * fmean(o.accuracy for o in cells[r, a]) for a in attacks] for r in rules]
+            axis.imshow(shown, vmin=0, vmax=100, cmap="RdYlGn", aspect="auto")
+            for y, row in enumerate(shown):
+                for x, accuracy in enumerate(row):
+                    axis.text(x, y, f"{accuracy:.1f}", ha="center", va="center", fontsize=9)
+            axis.set_xticks(range(len(attacks)), attacks, rotation=20)
+            axis.set_yticks(range(len(rules)), rules)
+            axis.set_title(f"{name} data: accuracy with 1 hostile node of 5, %")

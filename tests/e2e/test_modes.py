@@ -26,6 +26,7 @@ WAYS = {
     "gradients of residual parts": (
         'mode = "residual"\naggregate = "gradients"\ngradient_batches = 2'
     ),
+    "copies of one slice": 'mode = "copies"',
     "measured": 'fractions = "measured"',
 }
 

@@ -44,6 +44,7 @@ count = 2
 rounds = {rounds}
 local_epochs = {local_epochs}
 moments = "{moments}"
+{more}
 [training]
 learning_rate = 3e-3
 batch_size = 32
@@ -77,6 +78,8 @@ class Work:
     rounds: int = 6
     local_epochs: float = 40.0
     handoff: bool = True
+    more: str = ""
+    """Lines after those of [parts], as TOML."""
 
     def config(self, moments: str, port: int) -> str:
         """As TOML."""
@@ -85,6 +88,7 @@ class Work:
             local_epochs=self.local_epochs,
             handoff=str(self.handoff).lower(),
             moments=moments,
+            more=self.more,
             returning=RETURNING[moments],
             port=port,
         )

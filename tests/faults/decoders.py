@@ -16,6 +16,7 @@ from partsum.node import control
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared import wire, wire_secure
 from partsum.shared.config import parse_config
+from partsum.shared.encoded import Encoded, write_encoded
 from partsum.shared.errors import ConfigError, PartsumError, TaskError, WireError
 from partsum.shared.messages import TaskSpec
 from partsum.shared.task import load_task
@@ -47,6 +48,7 @@ def feed_decoders(folder: Path, rng: random.Random, messages: int) -> Counter[st
     feeders: dict[str, Callable[[], None]] = {
         **{name: _feed(wild, *decoder) for name, decoder in DECODERS.items()},
         "tensor file": _feed_file(folder / "wild.safetensors", wild),
+        "encoded file": _feed_encoded(folder / "encoded.safetensors", wild),
         "config": _feed_config(wild),
         "task name": lambda: _expect(
             TaskError, lambda: load_task(TaskSpec(wild.mutated(b"os.path:join").decode("latin1")))
@@ -71,6 +73,23 @@ def _feed_file(path: Path, wild: Wild) -> Callable[[], None]:
     def feed() -> None:
         path.write_bytes(wild.mutated(whole) if wild.rng.random() < 0.9 else wild.noise())
         _expect(WireError, lambda: load_tensors(path))
+
+    return feed
+
+
+def _feed_encoded(path: Path, wild: Wild) -> Callable[[], None]:
+    shapes = {"w": (torch.float32, (20, 30)), "b": (torch.float32, (20,))}
+    write_encoded(path, shapes, "int8", "a" * 32, lambda name: torch.ones(shapes[name][1]))
+    whole = path.read_bytes()
+
+    def decode() -> None:
+        with Encoded(path, shapes, "int8", "a" * 32) as encoded:
+            for name in shapes:
+                encoded.read(name)
+
+    def feed() -> None:
+        path.write_bytes(wild.mutated(whole))
+        _expect(WireError, decode)
 
     return feed
 

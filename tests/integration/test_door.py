@@ -105,7 +105,7 @@ def test_of_two_pushes_of_one_update_only_one_appends(tmp_path: Path) -> None:
             while (await node.stub.Offer(offer)).offset < middle:  # until that is spooled
                 await asyncio.sleep(0.01)
             waits.set()
-            with pytest.raises(grpc.aio.AioRpcError, match="another push of this update"):
+            with pytest.raises(grpc.aio.AioRpcError, match="these bytes come on another stream"):
                 await stalled
             yield pb.PushRequest(chunk=wire.chunk_to_wire(middle, data[middle:]))
 

@@ -14,7 +14,7 @@ import pytest
 import xxhash
 from tests.hand_node import HandNode, joined, with_node
 
-from partsum.coordinator import service
+from partsum.coordinator import patience
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared import wire
 
@@ -27,7 +27,7 @@ async def silent() -> AsyncIterator[Any]:
 def test_a_caller_that_says_nothing_does_not_keep_its_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.2)
 
     async def test(node: HandNode) -> None:
         answers = [answer async for answer in node.stub.Control(silent())]
@@ -165,7 +165,7 @@ def test_a_push_whose_place_another_took_ends(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError, match="the stream ended after 100"):
             await node.push(good, [half])
         waits.set()
-        with pytest.raises(grpc.aio.AioRpcError, match="another push of this update"):
+        with pytest.raises(grpc.aio.AioRpcError, match="these bytes come on another stream"):
             await stalled
         assert (await node.stub.Offer(good)).offset == 100
         assert (await node.push(good, [wire.chunk_to_wire(100, data[100:])])).accepted

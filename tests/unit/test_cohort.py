@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from partsum.coordinator.cohort import Change, outliers
 from partsum.coordinator.contribution import Tensors
 from partsum.coordinator.origin import Origin
-from partsum.coordinator.updates import Shapes, check_update
+from partsum.coordinator.updates import check_update
+from partsum.shared.encoding import Shapes
 from partsum.shared.tensors import save_tensors
 
 

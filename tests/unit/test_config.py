@@ -46,7 +46,8 @@ def test_every_field_of_every_section_says_what_it_does(section: type[Section]) 
 
 def test_training_settings_on_the_wire_are_named_as_in_the_config() -> None:
     known = {*RunConfig().training.__class__.model_fields, "aggregate", "deterministic"} | {
-        "carry_moments"
+        "carry_moments",
+        "encoding",
     }
     assert {field.name for field in dataclasses.fields(TrainSettings)} <= known
 
@@ -120,6 +121,29 @@ def test_gradients_are_refused_in_mode_block_and_taken_where_parts_share_paramet
     parse_config("[parts]\naggregate = 'gradients'\nplanner = 'full'")
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[parts]\nmode = 'residual'", "units are drawn anew each round"),
+        ("[parts]\nplanner = 'full'\naggregate = 'gradients'", "nodes do not step"),
+        ("proximal = 0.1\n[parts]\nplanner = 'full'", "does not go with training.proximal"),
+        ("[parts]\nplanner = 'full'", "needs deterministic = false here"),
+        ("[wire]\nup = 'int8'", "needs deterministic = false here"),
+    ],
+)
+def test_training_ahead_is_refused_where_it_would_be_in_vain_or_break_a_promise(
+    text: str, why: str
+) -> None:
+    assert why in complaint(f"[training]\nahead = true\n{text}")
+
+
+def test_training_ahead_is_taken_where_the_next_assignment_can_be_known() -> None:
+    assert parse_config("[training]\nahead = true").training.ahead
+    free = "deterministic = false\n[training]\nahead = true\n"
+    assert parse_config(free + "[parts]\nplanner = 'full'").training.ahead
+    assert parse_config(free + "[wire]\nup = 'int8'").training.ahead
+
+
 def test_a_host_that_others_can_reach_must_be_asked_for_in_so_many_words() -> None:
     message = complaint("[server]\nhost = '0.0.0.0'")
     assert "'0.0.0.0'" in message
@@ -167,6 +191,38 @@ def test_robust_merging_is_refused_where_each_weight_has_one_source() -> None:
     message = complaint("merge = { rule = 'median' }")
     assert "needs parts that overlap" in message
     assert 'parts.planner = "full"' in message
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("outer = { optimizer = 'nesterov' }", 'outer.optimizer = "nesterov"'),
+        ("training = { proximal = 0.1 }", "training.proximal = 0.1"),
+    ],
+)
+def test_what_needs_a_shared_base_is_refused_where_there_is_none(text: str, key: str) -> None:
+    message = complaint(text)
+    assert f"{key} needs parts that" in message
+    assert "goes on from its own last weights" in message
+    for parts in ("planner = 'full'", "mode = 'residual'"):
+        parse_config(f"{text}\nparts = {{ {parts} }}")
+        message = complaint(f"{text}\nparts = {{ {parts}, aggregate = 'gradients' }}")
+        assert f'{key} needs parts.aggregate = "weights"' in message
+
+
+def test_an_outer_optimizer_takes_its_own_keys_and_no_other() -> None:
+    full = "parts = { planner = 'full' }\n"
+    adam = parse_config(
+        f"{full}outer = {{ optimizer = 'adam', betas = [0.8, 0.9], epsilon = 0.1 }}"
+    )
+    assert adam.outer.betas == (0.8, 0.9)
+    message = complaint(f"{full}outer = {{ optimizer = 'yogi', momentum = 0.5 }}")
+    assert 'momentum means nothing to optimizer = "yogi"' in message
+    assert "takes learning_rate, betas, epsilon" in message
+    assert "takes no other key" in complaint(f"{full}outer = {{ learning_rate = 0.5 }}")
+    wrong = complaint(f"{full}outer = {{ optimizer = 'adam', betas = [0.9, 1.5], epsilon = 0 }}")
+    assert "outer.betas: Input should be less than 1 (got 1.5)" in wrong
+    assert "outer.epsilon" in wrong
 
 
 @pytest.mark.parametrize(

@@ -36,4 +36,5 @@ def test_the_examples_are_there() -> None:
         "shakespeare_gpt",
         "residual_label_skew",
         "fedavg",
+        "diloco",
     }

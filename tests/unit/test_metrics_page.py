@@ -7,11 +7,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import get_args
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from partsum.coordinator.metrics import PHASES, STATES, Metrics
+from partsum.coordinator.metrics import PHASES, Metrics
+from partsum.coordinator.registry import Node, State
 from partsum.shared.errors import PartsumError
 from partsum.shared.metrics import MetricsServer
 
@@ -95,10 +97,12 @@ def test_exactly_one_phase_and_one_state_of_a_node_are_on(metrics: Metrics) -> N
         metrics.set_phase(phase)
         on = [p for p in PHASES if sample(metrics, "partsum_phase", phase=p)]
         assert on == [phase]
-    for state in STATES:
-        metrics.set_node_state("a", state)
+    node = Node("a", "1")
+    of_nodes = Metrics([node])
+    for state in get_args(State):
+        node.state = state
         name = "partsum_cluster_node_state"
-        assert [s for s in STATES if sample(metrics, name, node="a", state=s)] == [state]
+        assert [s for s in get_args(State) if sample(of_nodes, name, node="a", state=s)] == [state]
 
 
 def test_a_caller_that_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,10 +115,12 @@ def test_a_caller_that_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -
         assert silent.recv(1) == b""
 
 
-def test_bytes_are_counted_up_to_a_nodes_totals(metrics: Metrics) -> None:
-    for sent, received in ((10, 0), (10, 5), (30, 5)):
-        metrics.set_bytes("a", sent, received)
-    metrics.set_bytes("b", 1, 1)
+def test_bytes_of_nodes_are_what_they_are_when_the_page_is_asked_for() -> None:
+    nodes = [Node("a", "1")]
+    metrics = Metrics(nodes)
+    assert sample(metrics, "partsum_bytes_total", direction="sent", node="a") == 0
+    nodes[0].bytes_sent, nodes[0].bytes_received = 30, 5
+    nodes.append(Node("b", "1", bytes_sent=1))
     assert sample(metrics, "partsum_bytes_total", direction="sent", node="a") == 30
     assert sample(metrics, "partsum_bytes_total", direction="received", node="a") == 5
     assert sample(metrics, "partsum_bytes_total", direction="sent", node="b") == 1

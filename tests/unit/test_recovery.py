@@ -39,6 +39,7 @@ MODES = {
     "residual": ', mode = "residual"',
     "full": ', planner = "full"',
     "gradients": ', planner = "full", aggregate = "gradients", gradient_batches = 1',
+    "nesterov": ', planner = "full" }\nouter = { optimizer = "nesterov"',
 }
 
 
@@ -208,8 +209,9 @@ def test_a_damaged_part_sends_mode_block_back_to_the_round_before(copied: Copied
         assert newest_base(run) == calm
 
 
-def test_damaged_moments_of_gradients_send_the_run_back(copied: Copied) -> None:
-    folder, calm = copied("gradients")
+@pytest.mark.parametrize("mode", ["gradients", "nesterov"])
+def test_damaged_moments_send_the_run_back(copied: Copied, mode: str) -> None:
+    folder, calm = copied(mode)
     spoil(folder / "bases" / "moments-00003.safetensors")
     with closing_run(folder) as run:
         assert run.next_round == 2

@@ -192,3 +192,19 @@ def test_after_a_restart_updates_that_were_in_are_not_asked_for_again() -> None:
 def test_with_no_rounds_the_base_goes_straight_to_the_hand_off() -> None:
     machine = RoundMachine(settings_for(rounds=0), 0, 0.0)
     assert machine.handle(e.Tick(), 0.0).actions == (e.Handoff(),)
+
+
+def test_a_round_of_hundreds_names_some_parts_and_nodes_and_how_many_more_there_are() -> None:
+    machine = RoundMachine(settings_for(300), 0, 0.0)
+    for k in range(300):
+        machine.handle(e.NodeReady(f"n{k:03}"), 0.0)
+    opened = machine.handle(e.Planned([""] * 300), 0.0)
+    assert opened.actions == tuple(e.Assign(f"n{k:03}", k) for k in range(300))
+    assert opened.reason == (
+        "waiting for parts 0, 1, 2, 3, 4, 5, 6, 7 and 292 more from "
+        "n000, n001, n002, n003, n004, n005, n006, n007 and 292 more"
+    )
+    for k in range(295):
+        last = machine.handle(e.UpdateIn(f"n{k:03}", k), 1.0)
+    names = "n295, n296, n297, n298, n299"
+    assert last.reason == f"waiting for parts 295, 296, 297, 298, 299 from {names}"

@@ -39,8 +39,8 @@ def fill(store: Store) -> None:
     store.note(name="run", parts={"0": {"file": "x"}})
     store.open_round(PLAN, at=1.0)
     store.take_update("node-a", update_of(0), at=2.0)
-    store.note_node("node-a", {"sent": 3})
-    store.note_span(Span("node-a", 0, 0, "training", 1.0, 2.0))
+    store.note_nodes({"node-a": {"sent": 3}})
+    store.note_spans(Span("node-a", 0, 0, "training", 1.0, 2.0))
     store.note_event(2.5, "refused", "because", node="node-b", part=1)
     store.note_curve(10, 4.0, {"loss": 0.25})
     store.commit_round(0, RESULT, at=3.0, facts={"committed": [1, 2]})
@@ -191,3 +191,12 @@ def test_a_folder_without_a_journal_has_no_facts(tmp_path: Path) -> None:
     (tmp_path / "journal.sqlite").write_text(json.dumps("not a journal"))
     assert read_facts(tmp_path) == {}
     assert count_rounds(tmp_path) == 0
+
+
+def test_updates_that_have_begun_to_come_in_are_known_after_a_restart(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        begun = store.spool_path("push-r0-p1-5eed-d19e57")
+        begun.write_bytes(b"half of it")
+        store.spool_path("update-r0-p0.safetensors").write_bytes(b"all of it")
+    with closing(Store(tmp_path)) as store:
+        assert store.pushes() == {"push-r0-p1-5eed": begun}

@@ -233,6 +233,13 @@ def test_validation_windows_are_thinned_evenly(tmp_path: Path) -> None:
         assert torch.equal(found, expected)
 
 
+def test_a_model_without_memory_can_be_built_before_its_text_was_read(tmp_path: Path) -> None:
+    task = char_gpt(str(write_plays(tmp_path / "plays")), 16, 2, 1, context=16, validation=5)
+    with torch.device("meta"):
+        model = task.model()
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+
+
 def test_a_node_without_the_text_builds_the_same_model_from_the_alphabet(tmp_path: Path) -> None:
     folder = str(write_plays(tmp_path / "plays"))
     alphabet = "".join(set(PLAY + OTHER_PLAY))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from partsum.coordinator.contribution import Tensors
 from partsum.coordinator.records import PlannedPart
-from partsum.coordinator.updates import Shapes, check_claim, check_update, part_shapes
+from partsum.coordinator.updates import check_claim, check_update, part_shapes
+from partsum.shared.encoding import Shapes
 from partsum.shared.errors import UpdateRefusedError
 from partsum.shared.messages import Blob, Update
 from partsum.shared.part import Part, cut_module

@@ -7,13 +7,15 @@ import tracemalloc
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from google.protobuf.message import DecodeError
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from partsum.protos.v1 import partsum_pb2 as pb
-from partsum.shared import limits, wire
+from partsum.shared import frames, limits, wire
 from partsum.shared import messages as m
 from partsum.shared.errors import WireError
+from partsum.shared.frames import Frame
 
 names = st.text("ab.0_\u00e9", max_size=6)
 counts = st.integers(0, 2**31 - 1)
@@ -51,6 +53,7 @@ assignments = st.builds(
     num_samples=longs,
     progress=st.tuples(shares, shares).map(lambda pair: (min(pair), max(pair))),
     settings=settings,
+    ahead_to=st.sampled_from([0.0, 1.0]),
 )
 updates = st.builds(
     m.Update,
@@ -210,6 +213,9 @@ GOOD = wire.assignment_to_wire(
         ("progress_start", 0.6),
         ("progress_end", 1.5),
         ("progress_end", -math.inf),
+        ("ahead_to", 0.1),
+        ("ahead_to", 1.5),
+        ("ahead_to", math.nan),
         ("settings.batch_size", 0),
         ("settings.batch_size", 2**31 - 1),
         ("settings.learning_rate", math.nan),
@@ -221,6 +227,8 @@ GOOD = wire.assignment_to_wire(
         ("settings.weight_decay", math.inf),
         ("settings.width_lr_power", math.nan),
         ("settings.warmup", 2.0),
+        ("settings.proximal", -1.0),
+        ("settings.proximal", math.inf),
     ],
 )
 def test_an_assignment_with_a_number_that_cannot_be_is_refused_with_its_name(
@@ -290,3 +298,57 @@ def test_a_chunk_with_one_bit_flipped_is_refused(data: bytes, drawn: st.DataObje
 def test_a_chunk_that_is_not_the_next_one_is_refused() -> None:
     with pytest.raises(WireError, match="offset 8 came where 4 was next"):
         wire.chunk_from_wire(wire.chunk_to_wire(8, b"data"), 4)
+
+
+@given(
+    offset=st.integers(0, 2**63 - 1),
+    data=st.binary(max_size=300),
+    checksum=st.integers(0, 2**64 - 1),
+)
+def test_frames_are_the_bytes_that_protobuf_makes_of_chunks(
+    offset: int, data: bytes, checksum: int
+) -> None:
+    assume(data)  # an empty chunk is never sent
+    chunk, frame = (
+        pb.Chunk(offset=offset, data=data, checksum=checksum),
+        Frame(offset, data, checksum),
+    )
+    assume(checksum)  # which protobuf leaves out where it is zero; either is understood
+    pushed, pulled = pb.PushRequest(chunk=chunk), pb.PullResponse(chunk=chunk)
+    assert frames.push_to_bytes(frame) == pushed.SerializeToString()
+    assert frames.pull_to_bytes(frame) == pulled.SerializeToString()
+    for found in (
+        frames.push_from_bytes(pushed.SerializeToString()),
+        frames.pull_from_bytes(pulled.SerializeToString()),
+    ):
+        assert isinstance(found, Frame)
+        assert (found.offset, bytes(found.data), found.checksum) == (offset, data, checksum)
+
+
+@given(raw=st.binary(max_size=60), field=st.sampled_from([b"", b"\x0a", b"\x12"]))
+def test_frames_read_what_protobuf_reads_and_nothing_else(raw: bytes, field: bytes) -> None:
+    raw = field + raw
+    try:
+        message = pb.PushRequest.FromString(raw)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            frames.push_from_bytes(raw)
+        return
+    found = frames.push_from_bytes(raw)
+    if not message.HasField("chunk"):
+        assert found == message
+        return
+    assert isinstance(found, Frame)
+    chunk = message.chunk
+    assert (found.offset, bytes(found.data)) == (chunk.offset, chunk.data)
+    assert found.checksum == chunk.checksum
+
+
+def test_a_chunk_in_another_order_is_a_chunk() -> None:
+    tail = (
+        pb.Chunk(checksum=7).SerializeToString() + pb.Chunk(offset=5, data=b"x").SerializeToString()
+    )
+    for head in (b"\x12", b"\x0a"):
+        raw = head + bytes([len(tail)]) + tail
+        found = frames.push_from_bytes(raw) if head == b"\x12" else frames.pull_from_bytes(raw)
+        assert found == Frame(5, b"x", 7)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,9 +21,11 @@ from partsum.coordinator.cutter import base_name, blob_of, write_clusters
 from partsum.coordinator.merge import are_disjoint
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.store import Store
+from partsum.coordinator.terms import assignment
 from partsum.coordinator.workplan import Workplan
 from partsum.coordinator.workshop import Workshop
-from partsum.shared.config import PartsConfig, RunConfig
+from partsum.node.ahead import following
+from partsum.shared.config import PartsConfig, RunConfig, TrainingConfig
 from partsum.shared.errors import UpdateRefusedError, WidthError
 from partsum.shared.files import file_digest
 from partsum.shared.messages import Update
@@ -214,6 +218,26 @@ def test_rounds_continue_each_others_epochs_and_the_schedule(tmp_path: Path) -> 
         assert [[part.first_sample for part in plan.parts] for plan in plans] == [[0, 0], [10, 10]]
         assert [plan.progress for plan in plans] == [(0.0, 0.125), (0.125, 0.25)]
         assert plans[0].parts[0].seed == plans[1].parts[0].seed != plans[0].parts[1].seed
+
+
+@pytest.mark.parametrize("planner", ["complement", "full"])
+def test_a_node_that_goes_ahead_knows_its_next_assignment_to_the_last_bit(
+    tmp_path: Path, planner: Literal["complement", "full"]
+) -> None:
+    config = RunConfig(
+        deterministic=False,
+        parts=PartsConfig(count=2, rounds=3, planner=planner),
+        training=TrainingConfig(ahead=True),
+    )
+    with closing(Store(tmp_path)) as store:
+        shop = workshop_of(config, store)
+        for round in (1, 2):  # as if there had been no update
+            shutil.copy(store.base_path(base_name(0)), store.base_path(base_name(round)))
+        plans = [shop.cutter.plan_round(EQUAL, round) for round in range(3)]
+        first, second, last = (assignment(config, plan, 1) for plan in plans)
+        assert replace(second, id="", start=None, ahead_to=0.0) == following(first)
+        assert last.progress[1] == second.ahead_to
+        assert last.ahead_to == 0.0
 
 
 @pytest.mark.parametrize(("epochs", "samples"), [(1.0, 20), (0.001, 1), (0.0, 0), (2.5, 50)])

@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from partsum.coordinator.contribution import rows_of
 from partsum.coordinator.merge import Readable
 from partsum.coordinator.norms import group_norms, has_batch_norm, recalibrate
+from partsum.coordinator.strategies.blocks import row_blocks
 from partsum.shared.errors import PartsumError, TaskError
 from partsum.shared.part import Part, cut_module, fresh_module
 from partsum.shared.task import Samples, Scores, Task, evaluate, gather, num_samples, walk
@@ -20,6 +22,7 @@ from partsum.shared.width import Widths, find_widths
 log = logging.getLogger(__name__)
 
 _PROBE_SAMPLES = 64
+_BLOCK_BYTES = 4 << 20
 _RECALIBRATION_BATCHES = 20  # design: enough to bring averaged statistics back
 
 
@@ -39,6 +42,14 @@ def meta_model(task: Task) -> nn.Module:
         raise
     except Exception as error:  # it is the user's code
         raise TaskError(f"the task's model failed: {type(error).__name__}: {error}") from error
+
+
+def _fill(target: Tensor, file: TensorFile, name: str) -> None:
+    """A tensor's values from a file, a few rows at a time: a large one takes no memory twice."""
+    target = rows_of(target)
+    row_bytes = target[:1].nbytes
+    for rows in row_blocks(target.shape, row_bytes, _BLOCK_BYTES):
+        target[rows] = file.read_rows(name, rows.start, rows.stop)
 
 
 def seeded_model(task: Task, seed: int) -> nn.Module:
@@ -77,7 +88,7 @@ class Base:
             targets = model.state_dict(keep_vars=True)
             with torch.no_grad():
                 for name, target in targets.items():
-                    target.copy_(file.read(name))
+                    _fill(target, file, name)
         return model.eval()
 
     def _built(self, norm_parts: list[Part]) -> nn.Module:

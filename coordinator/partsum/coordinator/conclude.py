@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import resource
+from collections import defaultdict
 from typing import Literal
 
-from partsum.coordinator.cost import part_cost
-from partsum.coordinator.records import RoundPlan
+from partsum.coordinator.cost import part_size
+from partsum.coordinator.records import RoundPlan, Span
 from partsum.coordinator.registry import Registry
 from partsum.coordinator.report import render_report
 from partsum.coordinator.run import Run
@@ -48,7 +49,7 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
     sizes = {group.name: group.units for group in run.base.widths.groups}
     final = run.folder / "final.safetensors"
     moved = sum(registry.totals())
-    whole = part_cost(run.base.shape, run.base.widths, WHOLE, run.task, run.train, 1)
+    whole = part_size(run.base.shape, run.base.widths, WHOLE)
     return Summary(
         run=run.folder.name,
         task=config.task.name,
@@ -105,11 +106,9 @@ def _full_model_bytes(run: Run, state_bytes: int) -> int:
 def _part_parameters(run: Run, plan: RoundPlan | None) -> tuple[int, ...]:
     if plan is None:
         return ()
-    base = run.base
-    return tuple(
-        part_cost(base.shape, base.widths, planned.part, run.task, run.train, 1).parameters
-        for planned in plan.parts
-    )
+    parts = [planned.part for planned in plan.parts]
+    sizes = {part: part_size(run.base.shape, run.base.widths, part) for part in set(parts)}
+    return tuple(sizes[part].parameters for part in parts)
 
 
 def _phases(run: Run, registry: Registry, now: float) -> tuple[PhaseSummary, ...]:
@@ -192,7 +191,9 @@ _STAGES = set(StageSeconds.model_fields)
 
 
 def _nodes(run: Run, registry: Registry) -> tuple[NodeSummary, ...]:
-    spans = run.store.spans()
+    spans: defaultdict[str, list[Span]] = defaultdict(list)
+    for span in run.store.spans():
+        spans[span.node].append(span)
     return tuple(
         NodeSummary(
             name=node.name,
@@ -210,8 +211,7 @@ def _nodes(run: Run, registry: Registry) -> tuple[NodeSummary, ...]:
                     start_seconds=span.start,
                     end_seconds=span.end,
                 )
-                for span in spans
-                if span.node == node.name
+                for span in spans[node.name]
             ),
         )
         for node in sorted(registry, key=lambda node: node.name)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from partsum.shared.part import Part
@@ -36,7 +35,12 @@ class Tensors:
 
     def read_rows(self, name: str, first: int, last: int) -> Tensor:
         """Rows of it; not a copy."""
-        return torch.atleast_1d(self._tensors[name])[first:last]
+        return rows_of(self._tensors[name])[first:last]
+
+
+def rows_of(tensor: Tensor) -> Tensor:
+    """A view of it as rows; one without dimensions has one row."""
+    return tensor if tensor.dim() else tensor.reshape(1)
 
 
 @dataclass(frozen=True)

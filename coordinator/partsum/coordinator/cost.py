@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from partsum.shared.part import Part, cut_module
 from partsum.shared.task import Samples, Task, gather
@@ -14,6 +13,14 @@ from partsum.shared.width import Widths
 
 _TRAIN_FLOPS = 3  # forward, gradient by inputs, gradient by weights: the usual estimate
 _ADAMW_COPIES = 4  # weights, gradients and two moments
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is."""
+
+    parameters: int
+    state_bytes: int  # of its state dict: what travels
 
 
 @dataclass(frozen=True)
@@ -26,11 +33,23 @@ class Cost:
     memory_bytes: int  # weights, gradients, AdamW moments and a batch's activations; an estimate
 
 
+def part_size(shape: nn.Module, widths: Widths, part: Part) -> Size:
+    """The size of a part of a model on the meta device."""
+    model = cut_module(shape, widths, part)
+    return Size(
+        parameters=sum(p.numel() for p in model.parameters()),
+        state_bytes=sum(t.numel() * t.element_size() for t in model.state_dict().values()),
+    )
+
+
 def part_cost(
     shape: nn.Module, widths: Widths, part: Part, task: Task, samples: Samples, batch_size: int
 ) -> Cost:
     """The cost of a part of a model on the meta device, for batches like the data set's."""
-    model = cut_module(shape, widths, part)
+    # It imports a compiler: 85 MB and seconds, which a run that counts no FLOPs does without.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, size = cut_module(shape, widths, part), part_size(shape, widths, part)
     inputs, targets = gather(samples, torch.zeros(1, dtype=torch.int64))
     inputs = torch.empty((batch_size, *inputs.shape[1:]), dtype=inputs.dtype, device="meta")
     targets = torch.empty((batch_size, *targets.shape[1:]), dtype=targets.dtype, device="meta")
@@ -40,8 +59,8 @@ def part_cost(
         task.loss(model(inputs), targets)
     trained = sum(p.numel() * p.element_size() for p in model.parameters())
     return Cost(
-        parameters=sum(p.numel() for p in model.parameters()),
-        state_bytes=sum(t.numel() * t.element_size() for t in model.state_dict().values()),
+        parameters=size.parameters,
+        state_bytes=size.state_bytes,
         flops_per_sample=_TRAIN_FLOPS * counter.get_total_flops() // batch_size,
         memory_bytes=_ADAMW_COPIES * trained + saved.activations(model),
     )

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from partsum.coordinator.base import Base
-from partsum.coordinator.planner import plan_parts
+from partsum.coordinator.copies import own_slice
+from partsum.coordinator.planner import plan_parts, plan_slices
 from partsum.coordinator.records import PlannedPart, RoundPlan
+from partsum.coordinator.starts import StartChain, write_rounded
 from partsum.coordinator.store import Store
 from partsum.coordinator.workplan import Workplan
 from partsum.shared.config import RunConfig
 from partsum.shared.files import file_digest, write_file
-from partsum.shared.messages import Blob
+from partsum.shared.messages import Blob, Delta
 from partsum.shared.part import Part, cut_tensors
 from partsum.shared.task import Samples, gather
 from partsum.shared.tensors import load_tensors, save_tensors
@@ -40,11 +43,18 @@ class Cutter:
         self.base = base
         self.train = train
         self.block = config.parts.is_block
+        self.full = config.parts.planner == "full"
+        self.alike = self.full or config.parts.is_copies  # all nodes start from one file
+        self.chain = StartChain(store.folder / "bases")
 
     def parts(self, plan: Workplan, round: int) -> list[Part]:
         """The parts of a round."""
         seed = self.config.seed
         return plan_parts(self.config.parts, self.base.widths, plan.fractions, seed, round)
+
+    def slices(self, plan: Workplan) -> list[Part]:
+        """What the base is made of."""
+        return plan_slices(self.config.parts, self.base.widths, plan.fractions, self.config.seed)
 
     def cluster_paths(self) -> list[Path]:
         """Where each part's cluster lies."""
@@ -54,10 +64,10 @@ class Cutter:
     def plan_round(self, plan: Workplan, round: int) -> RoundPlan:
         """Cut the round's parts into the spool and say what each node is to do."""
         parts, planned = self.parts(plan, round), []
-        starts = self._starts(parts, round)
+        starts, delta = self._starts(parts, round), self._delta(round)
         before = self.store.updates(round - 1)
-        for k, (part, start) in enumerate(zip(parts, starts, strict=True)):
-            cluster = self.cluster_paths()[k]
+        clusters = self.cluster_paths()
+        for k, (part, start, cluster) in enumerate(zip(parts, starts, clusters, strict=True)):
             samples = _share_of(cluster.stat().st_size // 8, self.config)
             planned.append(
                 PlannedPart(
@@ -70,11 +80,14 @@ class Cutter:
                     num_samples=samples,
                     # who trained it last has its weights and moments
                     holder=before[k].node if k in before else plan.holders[k],
+                    delta=delta,
                 )
             )
         rounds = max(1, self.config.parts.rounds)
-        progress = (plan.share * round / rounds, plan.share * (round + 1) / rounds)
-        return RoundPlan(round, base_name(round), tuple(planned), progress)
+        begin, end, ahead_to = (plan.share * (round + k) / rounds for k in range(3))
+        if not self.config.training.ahead or round + 1 >= rounds:
+            ahead_to = 0.0
+        return RoundPlan(round, base_name(round), tuple(planned), (begin, end), ahead_to)
 
     def _starts(self, parts: Sequence[Part], round: int) -> list[Blob | None]:
         """What each part starts from."""
@@ -84,39 +97,93 @@ class Cutter:
                 Blob(**kept[str(k)]["blob"]) if str(k) in kept else None for k in range(len(parts))
             ]
         path = self.store.base_path(base_name(round))
-        if self.config.parts.planner == "full":
-            done = self.store.results().get(round - 1)
-            return [blob_of(path, done[0].digest if done else None)] * len(parts)
+        if self.full:
+            return [self._full_start(path, round)] * len(parts)
+        if self.config.parts.is_copies:
+            return [self._slice_start(path, parts[0], round)] * len(parts)
         base = load_tensors(path)
         starts: list[Blob | None] = []
         for k, part in enumerate(parts):
-            out = self.store.spool_path(f"start-r{round}-p{k}.safetensors")
-            digest = save_tensors(out, cut_tensors(base, self.base.widths, part), durable=False)
-            starts.append(blob_of(out, digest))
+            starts.append(self._write_start(cut_tensors(base, self.base.widths, part), round, k))
         return starts
+
+    def _slice_start(self, base: Path, part: Part, round: int) -> Blob:
+        """Mode copies: the slice that all nodes go on from; a fresh one at first."""
+        if round == 0:
+            seed = self.config.seed * 1_000_003 % 2**62
+            return self._write_start(self.base.fresh_part(part, seed), round, 0)
+        tensors = own_slice(load_tensors(base), self.base.widths, part, self.config.parts.count)
+        return self._write_start(tensors, round, 0)
+
+    def _write_start(self, tensors: Mapping[str, Tensor], round: int, k: int) -> Blob:
+        out = self.store.spool_path(f"start-r{round}-p{k}.safetensors")
+        digest = save_tensors(out, tensors, durable=False)
+        if self.config.wire.down == "bfloat16":
+            return write_rounded(out, self._rounded_path(round, k))
+        return blob_of(out, digest)
+
+    def _full_start(self, base: Path, round: int) -> Blob:
+        """Planner full: what all nodes start from."""
+        done = self.store.results().get(round - 1)
+        match self.config.wire.down:
+            case "bfloat16":
+                return write_rounded(base, self._rounded_path(round, 0))
+            case "int8" if round:
+                return blob_of(self.chain.path(round), self.store.fact("start"))
+        return blob_of(base, done[0].digest if done else None)
+
+    def _delta(self, round: int) -> Delta | None:
+        """What makes this round's start out of the last one, where nodes fetch that."""
+        last = self.store.plan(round - 1)
+        if self.config.wire.down != "int8" or last is None or last.parts[0].start is None:
+            return None
+        delta = blob_of(self.chain.delta_path(round), self.store.fact("delta"))
+        return Delta(delta, last.parts[0].start)
+
+    def _rounded_path(self, round: int, k: int) -> Path:
+        return self.store.spool_path(f"rounded-r{round}-p{k}.safetensors")
 
     def restore_starts(self, plan: RoundPlan) -> None:
         """After a restart: cut again what the spool has lost; the same bytes come out."""
         paths = self.blob_paths(plan)
-        if not all(path.exists() and file_digest(path) == d for d, path in paths.items()):
+        # The float32 starts of rounded ones have no digest in the plan.
+        if self.config.wire.down == "bfloat16" or not all(
+            path.exists() and file_digest(path) == d for d, path in paths.items()
+        ):
             self._starts([planned.part for planned in plan.parts], plan.round)
 
     def blob_paths(self, plan: RoundPlan) -> dict[str, Path]:
         """Where the blobs of a plan lie, by digest."""
         paths: dict[str, Path] = {}
-        kept = self.store.fact("parts") or {}
+        origins, clusters = self.origin_paths(plan), self.cluster_paths()
         for k, part in enumerate(plan.parts):
-            paths[part.cluster.digest] = self.cluster_paths()[k]
-            if part.start is None:
-                continue
-            if self.block:
-                paths[part.start.digest] = self.store.folder / "parts" / kept[str(k)]["file"]
-            elif self.config.parts.planner == "full":
-                paths[part.start.digest] = self.store.base_path(plan.base)
-            else:
-                name = f"start-r{plan.round}-p{k}.safetensors"
-                paths[part.start.digest] = self.store.spool_path(name)
+            paths[part.cluster.digest] = clusters[k]
+            if part.start is not None:
+                paths[part.start.digest] = self._start_path(plan, k, origins[k])
+            if part.delta is not None:
+                paths[part.delta.blob.digest] = self.chain.delta_path(plan.round)
         return paths
+
+    def _start_path(self, plan: RoundPlan, k: int, origin: Path) -> Path:
+        """Where what part ``k``'s node starts from lies."""
+        match self.config.wire.down:
+            case "float32":
+                return origin
+            case "bfloat16":
+                return self._rounded_path(plan.round, 0 if self.alike else k)
+            case "int8":
+                return self.chain.path(plan.round)
+
+    def origin_paths(self, plan: RoundPlan) -> dict[int, Path]:
+        """Where each part's start lies in float32: what its change is added to."""
+        started = [k for k, part in enumerate(plan.parts) if part.start is not None]
+        if self.block:
+            kept = self.store.fact("parts") or {}
+            return {k: self.store.folder / "parts" / kept[str(k)]["file"] for k in started}
+        if self.full:
+            return dict.fromkeys(started, self.store.base_path(plan.base))
+        name = f"start-r{plan.round}-p{{}}.safetensors".format
+        return {k: self.store.spool_path(name(0 if self.alike else k)) for k in started}
 
     def cluster_samples(self, part: int) -> tuple[Path, Blob]:
         """A cluster's samples as a file, for a node without the data set."""

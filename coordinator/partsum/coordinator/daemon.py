@@ -40,9 +40,9 @@ class CoordinatorDaemon:
 
     def __init__(self, run: Run, address: str) -> None:
         self.run = run
-        self.metrics = Metrics()
-        self.outcome: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
         registry = Registry(run.store.nodes())
+        self.metrics = Metrics(registry)
+        self.outcome: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
         self._machine = RoundMachine(
             round_settings(run.config), run.next_round, time.monotonic(), registry.benched()
         )
@@ -57,6 +57,7 @@ class CoordinatorDaemon:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self._telling: asyncio.TimerHandle | None = None
 
     # -- life -------------------------------------------------------------------------------------
 
@@ -68,8 +69,8 @@ class CoordinatorDaemon:
 
     async def close(self) -> None:
         """Stop side tasks and let nodes go; where the run is finished, they are told."""
-        if self._timer:
-            self._timer.cancel()
+        for timer in filter(None, (self._timer, self._telling)):
+            timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -87,7 +88,7 @@ class CoordinatorDaemon:
     def _end(self, state: str, reason: str) -> None:
         if not self.outcome.done():
             self.outcome.set_result((state, reason))
-            self._publish()
+            self._tell()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -136,8 +137,9 @@ class CoordinatorDaemon:
 
     def _said(self) -> str:
         """The reason, and what to type where nodes are what is missing."""
-        connected = sum(node.session is not None for node in self.desk.registry)
-        few = self._machine.phase == "waiting" and connected < self._machine.settings.min_nodes
+        connected = (node.session is not None for node in self.desk.registry)
+        wanted = self._machine.settings.min_nodes
+        few = self._machine.phase == "waiting" and sum(connected) < wanted
         if not few and "no node is connected" not in self._reason:
             return self._reason
         host, _, port = self._address.rpartition(":")
@@ -179,6 +181,7 @@ class CoordinatorDaemon:
             plan,
             self.run.workshop.cutter.blob_paths(plan),
             self.run.workshop.largest_update(plan),
+            pushes=self.run.store.pushes(),
             masking=opening.masking,
         )
         self._decide(e.Planned(opening.holders, opening.done, opening.needed))
@@ -216,8 +219,8 @@ class CoordinatorDaemon:
             self.metrics.stage_seconds.labels(stage).observe(seconds)
         self.metrics.merge_seconds.set(result.stage_seconds.get("merge", 0.0))
         self.metrics.round_seconds.observe(self.run.clock.now() - self.run.opened)
-        for node in self.desk.registry:
-            self.run.store.note_node(node.name, self.desk.registry.memory(node))
+        registry = self.desk.registry
+        self.run.store.note_nodes({node.name: registry.memory(node) for node in registry})
         self._decide(e.Merged())
 
     async def _hand_off(self) -> None:
@@ -248,13 +251,16 @@ class CoordinatorDaemon:
     # -- what operators see -----------------------------------------------------------------------
 
     def _publish(self) -> None:
+        """Something has changed: tell it soon, together with what else does."""
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(_STATUS_SECONDS, self._tell)
+
+    def _tell(self) -> None:
         """Bring metrics up to date and wake those who watch."""
+        self._telling = None
         self.metrics.set_phase(self._phase())
         self.metrics.round.set(self.run.next_round)
         self.metrics.parts_in.set(self._machine.parts_in())
-        for node in self.desk.registry:
-            self.metrics.set_node_state(node.name, node.state)
-            self.metrics.set_bytes(node.name, node.bytes_sent, node.bytes_received)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -283,7 +289,6 @@ class CoordinatorDaemon:
             yield self.status()
             if self.outcome.done():
                 return
-            await asyncio.sleep(_STATUS_SECONDS)  # several changes make one status
             with contextlib.suppress(TimeoutError):  # without news, the clock still goes on
                 await asyncio.wait_for(changed.wait(), _CLOCK_SECONDS)
 

@@ -17,7 +17,13 @@ from partsum.coordinator.registry import Node, Registry, Session
 from partsum.coordinator.rounds import RoundMachine
 from partsum.coordinator.run import Run
 from partsum.coordinator.secrecy import Secrecy
-from partsum.coordinator.terms import assignment, check_profile, check_texts, needs_its_node
+from partsum.coordinator.terms import (
+    assignment,
+    check_encodings,
+    check_profile,
+    check_texts,
+    needs_its_node,
+)
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared import wire
 from partsum.shared.errors import RefusedError, StateError
@@ -36,6 +42,7 @@ class OpenRound:
     largest_bytes: int  # that an update's file can have
     send_seconds: float = 0.0  # the longest delivery of an assignment
     given: dict[int, set[str]] = field(default_factory=dict)  # whom each part went to
+    pushes: dict[str, Path] = field(default_factory=dict)  # updates that have begun to come in
     masking: Mapping[int, Masking] = field(default_factory=dict)  # by part, where updates are
 
     def assignment_id(self, part: int) -> str:
@@ -87,10 +94,12 @@ class NodeDesk:
         node.part, node.assigned_samples = part, round.plan.parts[part].num_samples
         node.assigned_at = self._run.clock.now()
         planned = round.plan.parts[part]
-        if needs_its_node(self._run.config) and planned.start and planned.holder != name:
+        goes_on = round.plan.round > 0 and planned.start is not None
+        if needs_its_node(self._run.config) and goes_on and planned.holder != name:
+            what = "moments" if self._run.config.parts.is_block else "encoding's losses"
             where = f"are with {planned.holder}" if planned.holder else "may be lost"
             text = (
-                f"part {part} goes to {name}, but its moments {where}: the weights will not be "
+                f"part {part} goes to {name}, but its {what} {where}: the weights will not be "
                 "those of an undisturbed run"
             )
             log.warning("%s", text)
@@ -119,7 +128,8 @@ class NodeDesk:
             given = replace(given, samples=blob)
         if self.round is not round or not self._machine.has(name, part):
             return  # meanwhile it was cancelled; the node may have another by now
-        wanted = (given.start, given.cluster, given.samples)
+        delta = given.start_delta.blob if given.start_delta else None
+        wanted = (given.start, given.cluster, given.samples, delta)
         node.blobs = {blob.digest for blob in wanted if blob}
         message = pb.ControlResponse(assignment=wire.assignment_to_wire(given))
         if node.session is not None:
@@ -146,6 +156,7 @@ class NodeDesk:
                 f"this node speaks protocol {hello.protocol}, the coordinator {wire.PROTOCOL}; "
                 f"install the same partsum on both (the node has {hello.version})"
             )
+        check_encodings(self._run.config, wire.known_encodings(hello.encodings), hello.version)
         if not 0 < len(hello.node) <= 64 or not hello.node.isprintable():
             raise RefusedError("a node's name must have 1 to 64 printable characters")
         config, now = self._run.config, time.monotonic()
@@ -168,7 +179,7 @@ class NodeDesk:
         check_profile(self._run.config, self._run.digests, profile)
         node.profile = profile
         node.rest()
-        self._run.store.note_node(node.name, self.registry.memory(node))
+        self._run.store.note_nodes({node.name: self.registry.memory(node)})
         log.info("node %s is ready: %s, %.0f GFLOP/s", node.name, profile.device, profile.gflops)
         self._decide(e.NodeReady(node.name))
         if self.secrecy is not None:
@@ -249,7 +260,7 @@ class NodeDesk:
         """Where the machine gives a node no more work: note it for good, and tell the node."""
         if self._machine.is_benched(node.name) and not node.benched:
             node.benched = True
-            self._run.store.note_node(node.name, self.registry.memory(node))
+            self._run.store.note_nodes({node.name: self.registry.memory(node)})
             self._quarantine(node)
             log.warning("node %s is quarantined: it failed too often in a row", node.name)
             self.note("benched", "failed too often in a row", node.name)

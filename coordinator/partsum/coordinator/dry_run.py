@@ -14,7 +14,7 @@ from partsum.coordinator.base import Base
 from partsum.coordinator.cost import Cost, part_cost, parts_share
 from partsum.coordinator.figures import bytes_text, count_text
 from partsum.coordinator.invariants import certify
-from partsum.coordinator.planner import equal_fractions, plan_parts
+from partsum.coordinator.planner import equal_fractions, plan_parts, plan_slices
 from partsum.coordinator.privacy import check_model, epsilon_of
 from partsum.shared.config import RunConfig, load_config
 from partsum.shared.errors import EXIT_OK
@@ -33,8 +33,8 @@ def show_plan(path: Path, as_json: bool) -> int:
     given = config.parts.fractions
     fractions = given if isinstance(given, list) else equal_fractions(config.parts.count)
     parts = plan_parts(config.parts, base.widths, fractions, config.seed, 0)
-    block = config.parts.planner == "complement" and config.parts.mode == "block"
-    certify(base, parts, block, validation)
+    slices = plan_slices(config.parts, base.widths, fractions, config.seed)
+    certify(base, slices, config.parts.is_block or config.parts.is_copies, validation)
     if config.privacy.noise_multiplier:
         check_model(base.shape)
     batch = config.training.batch_size

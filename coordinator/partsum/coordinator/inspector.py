@@ -15,8 +15,9 @@ from partsum.coordinator.cutter import Cutter
 from partsum.coordinator.origin import Origin
 from partsum.coordinator.records import RoundPlan
 from partsum.coordinator.store import Store
-from partsum.coordinator.updates import Shapes, check_update, part_shapes
+from partsum.coordinator.updates import check_update, part_shapes
 from partsum.shared.config import RunConfig
+from partsum.shared.encoding import Shapes
 from partsum.shared.part import Part
 from partsum.shared.tensors import TensorFile
 
@@ -39,15 +40,20 @@ class Inspector:
 
         Raises UpdateRefusedError where it is no update of that part.
         """
-        part, known = plan.parts[k].part, self._shapes  # other threads may put another dict there
-        shapes = known.get(part) or self._part_shapes(part)
-        self._shapes = {**dict(list(known.items())[-64:]), part: shapes}
+        shapes = self.shapes(plan.parts[k].part)
         if self.config.privacy.secure_aggregation:
             masked = {name: (torch.int64, shape) for name, (_, shape) in shapes.items()}
             return check_update(path, masked)
         with ExitStack() as files:
             samples = plan.parts[k].num_samples
             return check_update(path, shapes, self.origin(plan, k, files), samples)
+
+    def shapes(self, part: Part) -> Shapes:
+        """Of the tensors in an update of that part."""
+        known = self._shapes  # other threads may put another dict there
+        shapes = known.get(part) or self._part_shapes(part)
+        self._shapes = {**dict(list(known.items())[-64:]), part: shapes}
+        return shapes
 
     def _part_shapes(self, part: Part) -> Shapes:
         moments = self.config.parts.moments == "travel"
@@ -62,8 +68,7 @@ class Inspector:
         if planned.start is None:
             with self._seeding:
                 return Tensors(self.base.fresh_part(planned.part, planned.seed))
-        path = self.cutter.blob_paths(plan)[planned.start.digest]
-        start = files.enter_context(TensorFile(path))
+        start = files.enter_context(TensorFile(self.cutter.origin_paths(plan)[k]))
         gradients = self.config.parts.aggregate == "gradients"
         return Origin(start, self.base.trained if gradients else ())
 

@@ -19,6 +19,7 @@ from partsum.coordinator.run import Run
 from partsum.coordinator.updates import check_claim
 from partsum.shared.errors import RefusedError, UpdateRefusedError
 from partsum.shared.messages import Update
+from partsum.shared.partial import Partial
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,8 @@ class Intake:
         masking = round.masking.get(update.part_index)
         if update.session != (masking.session if masking else ""):
             return "its masks are not those of this round"  # it is told the right ones, or was
-        check_claim(update, round.plan.parts[update.part_index], round.largest_bytes)
+        planned, up = round.plan.parts[update.part_index], self._run.config.wire.up
+        check_claim(update, planned, round.largest_bytes, up)
         if node.state != "sending":
             node.state, node.offered_at = "sending", self._run.clock.now()
             self._desk.changed()
@@ -82,7 +84,7 @@ class Intake:
     def spool(self, node: Node, update: Update) -> Path:
         """The file that an update's bytes are gathered in."""
         who = xxhash.xxh3_64_hexdigest(node.name.encode())  # the same after a restart
-        name = f"push-r{update.round}-p{update.part_index}-{who}-{update.blob.digest}"
+        name = f"push-r{update.round}-p{update.part_index}-{who}-{update.sent.digest}"
         return self._run.store.spool_path(name)
 
     def begin_spool(self, node: Node, update: Update) -> Path:
@@ -91,10 +93,16 @@ class Intake:
         So a node fills no more of the disk than one file for each part that it was given.
         """
         path = self.spool(node, update)
-        for other in path.parent.glob(f"{path.name.rpartition('-')[0]}-*"):
-            if other != path:
-                other.unlink(missing_ok=True)
+        assert self._desk.round is not None
+        pushes, name = self._desk.round.pushes, path.name.rpartition("-")[0]
+        if (other := pushes.get(name, path)) != path:
+            other.unlink(missing_ok=True)
+        pushes[name] = path
         return path
+
+    def gather(self, spool: Path, update: Update) -> Partial:
+        """What takes the update's bytes."""
+        return Partial(spool, update.sent.size_bytes, self._run.store.spares)
 
     async def take_update(self, node: Node, update: Update, path: Path) -> None:
         """All bytes are in ``path``: check, name and journal them. Raises UpdateRefusedError."""
@@ -104,6 +112,7 @@ class Intake:
         assert self._desk.round is not None
         plan = self._desk.round.plan
         try:
+            path, update = await self._run.decode_update(path, update, plan)
             change = await self._run.check_update(path, plan, update.part_index)
         except UpdateRefusedError:
             path.unlink(missing_ok=True)
@@ -130,13 +139,13 @@ class Intake:
         round.send_seconds = max(round.send_seconds, trained - node.assigned_at)
         self._run.stages.note("train", update.train_seconds)
         self._run.stages.note("receive", now - node.offered_at)
-        for state, start, end in (
+        stretches = (
             ("receiving", node.assigned_at, trained),
             ("training", trained, node.offered_at),
             ("sending", node.offered_at, now),
-        ):
-            span = Span(node.name, update.round, update.part_index, state, start, end)
-            self._run.store.note_span(span)
+        )
+        part = (node.name, update.round, update.part_index)
+        self._run.store.note_spans(*(Span(*part, *stretch) for stretch in stretches))
 
     def refuse_update(self, node: Node, update: Update, error: UpdateRefusedError) -> None:
         """An update was refused: said, counted, and the part goes to somebody."""

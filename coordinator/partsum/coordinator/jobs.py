@@ -32,7 +32,7 @@ class Job:
 
     def held_by(self, node: str) -> bool:
         """Whether the node works on it."""
-        return self.state == "assigned" and node in {self.node, self.backup}
+        return self.state == "assigned" and (node == self.node or node == self.backup)
 
     def holders(self) -> list[str]:
         """Who works on it."""
@@ -57,27 +57,27 @@ def deal(
     it again where it failed, for as long as it gets work at all.
     """
     given: list[tuple[str, int]] = []
-    free = idle(members)
-    living = set(alive(members))
     pending = {part: job for part, job in jobs.items() if job.state == "pending"}
+    free = set(idle(members)) if pending else set()
     for part, job in list(pending.items()):
         if job.node in free and (sticky or job.node not in job.failed_on):
             given.append((job.node, part))
             free.remove(job.node)
             del pending[part]
     reserved = {job.node for job in pending.values()}
+    # A node that another pending part waits for comes last.
+    queue = sorted(free, key=lambda name: (name in reserved, name))
     for part, job in pending.items():
-        waits = sticky and job.node in living
+        waits = sticky and is_alive(members, job.node)
         # To wait for a node that may not have it any more, or is back and failed it, helps nobody.
         useless = job.node in free or is_benched(members, job.node)
         if waits or (job.hold_until > now and not useless):
             continue
         # A node that failed this part gets it again only where all the others did too.
-        tried = job.failed_on if living - job.failed_on else set()
-        if able := [node for node in free if node not in tried]:
-            # A node that another pending part waits for comes last.
-            node = min(able, key=lambda name: (name in reserved, name))
+        tried = job.failed_on if job.failed_on and set(alive(members)) - job.failed_on else set()
+        if node := next((node for node in queue if node not in tried), None):
             given.append((node, part))
+            queue.remove(node)
             free.remove(node)
     return given
 
@@ -86,9 +86,9 @@ def deal_pinned(
     jobs: Mapping[int, Job], members: Mapping[str, Member], now: float
 ) -> list[tuple[str, int]]:
     """Pending parts to the nodes that they are pinned to; where that is lost, they are out."""
-    free, living = idle(members), alive(members)
+    free = set(idle(members))
     for job in jobs.values():
-        lost = job.node not in living and job.hold_until <= now
+        lost = not is_alive(members, job.node) and job.hold_until <= now
         if job.state == "pending" and (lost or job.failed_on):
             job.state = "out"
     return [
@@ -104,8 +104,8 @@ def slow_parts(jobs: Mapping[int, Job], factor: float) -> dict[int, float]:
     Late is ``factor`` times the median of what the round's other parts took, once at least half of
     them are in (the backup tasks of MapReduce, Dean and Ghemawat 2004).
     """
-    took = [job.took for job in jobs.values() if job.took is not None]
-    if not factor or 2 * len(took) < len(jobs):
+    took = [job.took for job in jobs.values() if job.took is not None] if factor else []
+    if not took or 2 * len(took) < len(jobs):
         return {}
     patience = factor * statistics.median(took)
     return {
@@ -119,21 +119,25 @@ def deal_backups(
     jobs: Mapping[int, Job], members: Mapping[str, Member], factor: float, now: float
 ) -> list[tuple[str, int]]:
     """Second copies of the slowest parts, the latest first, to nodes that nobody else needs."""
-    if any(job.state == "pending" for job in jobs.values()):
+    if any(job.state == "pending" for job in jobs.values()) or not (free := idle(members)):
         return []
     given: list[tuple[str, int]] = []
-    free = idle(members)
-    for part, late_at in sorted(slow_parts(jobs, factor).items(), key=lambda item: item[1]):
-        able = [node for node in free if node not in jobs[part].failed_on]
-        if late_at <= now and able:
-            given.append((able[0], part))
-            free.remove(able[0])
+    late = [(at, part) for part, at in slow_parts(jobs, factor).items() if at <= now]
+    for _, part in sorted(late):
+        if node := next((node for node in free if node not in jobs[part].failed_on), None):
+            given.append((node, part))
+            free.remove(node)
     return given
 
 
 def alive(members: Mapping[str, Member]) -> list[str]:
     """Nodes that are connected and get work."""
-    return sorted(name for name, m in members.items() if m.state in {"idle", "busy"})
+    return sorted(name for name, m in members.items() if m.state == "idle" or m.state == "busy")
+
+
+def is_alive(members: Mapping[str, Member], node: str) -> bool:
+    """Whether the node is connected and gets work."""
+    return node in members and members[node].state in {"idle", "busy"}
 
 
 def is_benched(members: Mapping[str, Member], node: str) -> bool:
@@ -143,4 +147,4 @@ def is_benched(members: Mapping[str, Member], node: str) -> bool:
 
 def idle(members: Mapping[str, Member]) -> list[str]:
     """Nodes that could begin at once."""
-    return [name for name in alive(members) if members[name].state == "idle"]
+    return sorted(name for name, member in members.items() if member.state == "idle")

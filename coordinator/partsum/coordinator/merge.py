@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -19,9 +20,11 @@ from torch import Tensor
 from partsum.coordinator.contribution import Contribution as Contribution
 from partsum.coordinator.contribution import Readable as Readable
 from partsum.coordinator.contribution import Tensors as Tensors
+from partsum.coordinator.contribution import rows_of
 from partsum.coordinator.strategies.blocks import Where, held_rows, row_blocks
 from partsum.coordinator.strategies.middle import merge_middle
 from partsum.shared.part import Part, index_map, region
+from partsum.shared.spares import Spares
 from partsum.shared.tensors import TensorFile, TensorWriter
 from partsum.shared.width import Widths
 
@@ -91,10 +94,10 @@ class Merger:
         if self._rule.cut is not None and not (cut and self._disjoint):
             return merge_middle(name, old, self._contributions, self._maps, self._rule.cut)
         merged = torch.empty_like(old)
-        rows_of_old, rows_of_merged = torch.atleast_1d(old), torch.atleast_1d(merged)
-        row_bytes = 4 * math.prod(rows_of_old.shape[1:])
+        old_rows, merged_rows = rows_of(old), rows_of(merged)
+        row_bytes = 4 * math.prod(old_rows.shape[1:])
         for rows in row_blocks(old.shape, row_bytes, self._block_bytes):
-            start = rows_of_old[rows]
+            start = old_rows[rows]
             block = torch.zeros_like(start) if forget else start.clone()
             if cut and self._disjoint:
                 self._scatter(name, block, rows.start)
@@ -102,7 +105,7 @@ class Merger:
                 block = self._uneven_mean(name, block, rows.start)
             else:
                 block = self._mean(name, block, rows.start)
-            rows_of_merged[rows] = block
+            merged_rows[rows] = block
         return merged
 
     def _held(self, name: str, block: Tensor, first: int) -> Iterator[tuple[Tensor, Where, float]]:
@@ -175,15 +178,27 @@ def merge_files(
 
 
 def write_merged(
-    base: Path, merger: Merging, out: Path, metadata: Mapping[str, str], durable: bool = True
+    base: Path,
+    merger: Merging,
+    out: Path,
+    metadata: Mapping[str, str],
+    durable: bool = True,
+    spares: Spares | None = None,
 ) -> str:
     """Write what a merger makes of a base to a new file; returns its digest."""
     with TensorFile(base) as old:
         shapes = {name: (info.dtype, info.shape) for name, info in old.tensors.items()}
-        writer = TensorWriter(out, shapes, metadata)
+        writer = TensorWriter(out, shapes, metadata, spares)
         try:
-            for name in writer.order:
-                writer.write(name, merger.merge(name, old.read(name)))
+            with ThreadPoolExecutor(1, "merged") as pen:  # merges one tensor, writes the one before
+                written: Future[None] | None = None
+                for name in writer.order:
+                    merged = merger.merge(name, old.read(name))
+                    if written is not None:
+                        written.result()
+                    written = pen.submit(writer.write, name, merged, durable)
+                if written is not None:
+                    written.result()
             return writer.commit(durable)
         except BaseException:
             writer.abandon()

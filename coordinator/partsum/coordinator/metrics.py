@@ -7,19 +7,23 @@ from collections.abc import Iterable
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from partsum.coordinator.node_figures import NodeFigures
+from partsum.coordinator.registry import Node
+
 PHASES = ("waiting", "parts", "handoff", "finished", "stopped", "failed")
-STATES = ("loading", "idle", "receiving", "training", "sending", "gone", "benched")
 STAGES = ("plan", "send", "train", "receive", "merge", "evaluate", "commit")
 _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 
 
 class Metrics:
-    """The coordinator's metrics in a registry of their own: two runs never share one."""
+    """The coordinator's metrics in a registry of their own: two runs never share one.
 
-    def __init__(self) -> None:
+    ``nodes`` are those that the page tells of, whenever it is asked for.
+    """
+
+    def __init__(self, nodes: Iterable[Node] = ()) -> None:
         self.registry = CollectorRegistry()
         r = self.registry
-        self._published: dict[tuple[str, str], int] = {}
         self.phase = Gauge(
             "partsum_phase", "1 for the phase that the run is in", ["phase"], registry=r
         )
@@ -36,12 +40,7 @@ class Metrics:
         self.round_seconds = Histogram(
             "partsum_round_seconds", "Seconds of a whole round", buckets=_SECONDS, registry=r
         )
-        self.bytes = Counter(
-            "partsum_bytes",
-            "Bytes moved, seen from the coordinator",
-            ["direction", "node"],
-            registry=r,
-        )
+        r.register(NodeFigures(nodes))
         self.speed = Gauge(
             "partsum_samples_per_second", "Training speed, as last reported", ["node"], registry=r
         )
@@ -50,12 +49,6 @@ class Metrics:
         )
         self.loss = Gauge("partsum_loss", "Loss of the base on validation data", registry=r)
         self.accuracy = Gauge("partsum_accuracy", "Headline metric on validation data", registry=r)
-        self.node_state = Gauge(
-            "partsum_cluster_node_state",
-            "1 for the state that a node is in",
-            ["node", "state"],
-            registry=r,
-        )
         self.updates = Counter("partsum_updates", "Updates accepted", ["node"], registry=r)
         self.refused = Counter("partsum_updates_refused", "Updates refused", ["reason"], registry=r)
         self.denied = Counter(
@@ -86,18 +79,6 @@ class Metrics:
     def set_phase(self, phase: str) -> None:
         """Exactly one phase is 1."""
         _one_of(self.phase, PHASES, phase)
-
-    def set_node_state(self, node: str, state: str) -> None:
-        """Exactly one state of a node is 1."""
-        for name in STATES:
-            self.node_state.labels(node=node, state=name).set(name == state)
-
-    def set_bytes(self, node: str, sent: int, received: int) -> None:
-        """Bring the byte counters of a node up to its totals of this process."""
-        for direction, total in (("sent", sent), ("received", received)):
-            before = self._published.get((node, direction), 0)
-            self.bytes.labels(direction, node).inc(total - before)
-            self._published[node, direction] = total
 
 
 def _one_of(gauge: Gauge, names: Iterable[str], chosen: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from partsum.coordinator.jobs import Job, Member, alive
+
+_NAMED = 8  # parts, or nodes, in a sentence; of a thousand nobody would read it
 
 PHASES = {
     "planning": "cutting the round's parts",
@@ -20,7 +22,7 @@ def why_waiting(members: Mapping[str, Member], wanted: int) -> str:
     """How many nodes there are of how many, and who does not count."""
     text = f"waiting for nodes: {len(alive(members))} of {wanted} are ready"
     benched = sorted(name for name, member in members.items() if member.state == "benched")
-    return f"{text}; quarantined: {', '.join(benched)}" if benched else text
+    return f"{text}; quarantined: {_some(benched)}" if benched else text
 
 
 def why_training(
@@ -30,21 +32,30 @@ def why_training(
 
     ``late``: the deadline has passed, but fewer updates than ``needed`` are in.
     """
-    waiting = [str(part) for part, job in jobs.items() if job.state in {"pending", "assigned"}]
-    whom = [node for job in jobs.values() for node in job.holders()]
-    text = f"waiting for part{'s'[: len(waiting) - 1]} {', '.join(waiting)}"
+    waiting = {part: job for part, job in jobs.items() if job.state in {"pending", "assigned"}}
+    busy = [job for job in waiting.values() if job.state == "assigned"]
+    whom = [node for job in busy for node in (job.node, job.backup) if node]
+    text = f"waiting for part{'s'[: len(waiting) - 1]} {_some(waiting)}"
     if whom:
-        text += f" from {', '.join(sorted(set(whom)))}"
+        text += f" from {_some(whom)}"
     elif not alive(members):
         text += "; no node is connected"
-    held = {j.node for j in jobs.values() if j.state == "pending" and j.hold_until > now}
-    if absent := sorted(n for n in held if n in members and members[n].state == "gone"):
-        text += f"; {', '.join(absent)} may still come back"
+    held = (j.node for j in waiting.values() if j.state == "pending" and j.hold_until > now)
+    if absent := [n for n in held if n in members and members[n].state == "gone"]:
+        text += f"; {_some(absent)} may still come back"
     if late:
         arrived = sum(job.state == "in" for job in jobs.values())
         text += f"; the deadline has passed, but only {arrived} of {needed} updates of the quorum"
         text += " are in"
     return text
+
+
+def _some(names: Iterable[int | str]) -> str:
+    """The first of them, in order, and how many more there are."""
+    every = list(dict.fromkeys(names))
+    left = len(every) - _NAMED
+    first = ", ".join(map(str, sorted(every[:_NAMED])))
+    return f"{first} and {left} more" if left > 0 else first
 
 
 def why_failed(error: BaseException, folder: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from partsum.shared.messages import Blob, Part, Update
+from partsum.shared.messages import Blob, Delta, Part, Update
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class PlannedPart:
     first_sample: int
     num_samples: int
     holder: str  # the node that it suits, or ""
+    delta: Delta | None = None  # makes the start out of that of the round before
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class RoundPlan:
     base: str  # file name of the base that it starts from
     parts: tuple[PlannedPart, ...]
     progress: tuple[float, float]
+    ahead_to: float = 0.0  # where the next round ends there, if nodes may begin it early; 0: no
 
 
 @dataclass(frozen=True)

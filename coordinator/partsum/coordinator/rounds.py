@@ -20,7 +20,6 @@ from partsum.coordinator.jobs import (
     deal,
     deal_backups,
     deal_pinned,
-    idle,
     is_benched,
     slow_parts,
 )
@@ -152,8 +151,9 @@ class RoundMachine:
     def _free(self, node: str) -> None:
         """It is idle, unless it works on another part than the one that this is about."""
         member = self.members.get(node)
-        works = any(job.held_by(node) for job in self.jobs.values())
-        if member is not None and member.state == "busy" and not works:
+        if member is None or member.state != "busy":
+            return
+        if not any(job.held_by(node) for job in self.jobs.values()):
             member.state = "idle"
 
     # -- decisions --------------------------------------------------------------------------------
@@ -185,20 +185,19 @@ class RoundMachine:
         return []
 
     def _train(self, now: float) -> list[e.Action]:
-        missing = tuple(part for part, job in self.jobs.items() if job.state != "in")
-        if not missing:
+        if self.parts_in() == len(self.jobs):
             return self._close((), now)
         if self._hopeless():
-            return self._give_up(missing, now)
+            return self._give_up(self._missing(), now)
         late = now - self._since >= self.settings.deadline_seconds
         if late and self._enough():
             return [
                 *self._cancel_all("the round's deadline has passed"),
-                *self._close(missing, now),
+                *self._close(self._missing(), now),
             ]
         actions = self._assign(now)
         if all(job.state in {"in", "out"} for job in self.jobs.values()):
-            return self._close(missing, now) if self._enough() else self._reopen(now)
+            return self._close(self._missing(), now) if self._enough() else self._reopen(now)
         return actions
 
     def _assign(self, now: float) -> list[e.Action]:
@@ -226,8 +225,8 @@ class RoundMachine:
 
     def _hopeless(self) -> bool:
         """Whether every node that ever came has failed too often to get more work."""
-        states = {member.state for member in self.members.values()}
-        return states == {"benched"}
+        states = (member.state == "benched" for member in self.members.values())
+        return bool(self.members) and all(states)
 
     def _give_up(self, missing: tuple[int, ...], now: float) -> list[e.Action]:
         if self._enough():
@@ -243,6 +242,9 @@ class RoundMachine:
         """The round once more, with those who are there now."""
         self.phase, self._since, self._lapsed, self.jobs = "waiting", now, True, {}
         return self._start(now)
+
+    def _missing(self) -> tuple[int, ...]:
+        return tuple(part for part, job in self.jobs.items() if job.state != "in")
 
     def _enough(self) -> bool:
         return self.parts_in() >= self._needed
@@ -275,7 +277,7 @@ class RoundMachine:
 
     def parts_in(self) -> int:
         """How many updates of the round are in."""
-        return sum(job.state == "in" for job in self.jobs.values())
+        return [job.state for job in self.jobs.values()].count("in")
 
     def _reason(self, now: float) -> str:
         if self.phase == "waiting":
@@ -292,6 +294,6 @@ class RoundMachine:
         elif self.phase == "training":
             times = [job.hold_until for job in self.jobs.values() if job.state == "pending"]
             times.append(self._since + self.settings.deadline_seconds)
-            if idle(self.members):
+            if any(member.state == "idle" for member in self.members.values()):
                 times += slow_parts(self.jobs, self._backup_after()).values()
         return min((time for time in times if time > now), default=None)

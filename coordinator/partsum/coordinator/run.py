@@ -114,8 +114,9 @@ class Run:
         self.workshop.aggregator.prepare()
         if self._workplan is None:  # else it was certified, and neither task nor data has changed
             trial = make_workplan(self.config, self.base, self.train, {})
-            parts = self.workshop.cutter.parts(trial, 0)
-            certify(self.base, parts, self.workshop.block, self.validation)
+            parts = self.workshop.cutter.slices(trial)
+            grouped = self.workshop.block or self.config.parts.is_copies
+            certify(self.base, parts, grouped, self.validation)
         recovery.recover_clusters(self._make_clusters)
 
     def _make_clusters(self) -> list[np.ndarray]:
@@ -166,6 +167,13 @@ class Run:
         """How far an update lies from its start. Raises UpdateRefusedError: it does not fit."""
         async with self._checks:
             return await asyncio.to_thread(self.workshop.inspector.check, path, plan, part)
+
+    async def decode_update(
+        self, path: Path, update: Update, plan: RoundPlan
+    ) -> tuple[Path, Update]:
+        """The update as it is merged. Raises UpdateRefusedError where it cannot be had."""
+        async with self._checks:
+            return await asyncio.to_thread(self.workshop.decoder.decode, path, update, plan)
 
     def take_update(self, node: str, update: Update, path: Path, at: float, change: Change) -> None:
         """Name the spooled update and write it into the journal."""

@@ -21,7 +21,11 @@ from partsum.coordinator.daemon import CoordinatorDaemon
 from partsum.coordinator.gate import Gate
 from partsum.coordinator.limits import connections
 from partsum.coordinator.run import Run
-from partsum.coordinator.service import CoordinatorService, OperatorService
+from partsum.coordinator.service import (
+    CoordinatorService,
+    OperatorService,
+    add_coordinator_service,
+)
 from partsum.coordinator.summary import Summary
 from partsum.protos.v1 import partsum_pb2_grpc as rpc
 from partsum.shared.errors import PartsumError
@@ -65,7 +69,7 @@ async def _serve(
     daemon = CoordinatorDaemon(run, address)
     gate.count = lambda reason: daemon.metrics.denied.labels(reason).inc()
     service = CoordinatorService(daemon.desk, daemon.intake)
-    rpc.add_CoordinatorServiceServicer_to_server(service, server)
+    add_coordinator_service(service, server)
     rpc.add_OperatorServiceServicer_to_server(OperatorService(daemon), server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

@@ -8,15 +8,15 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
-import xxhash
 
 from partsum.coordinator.daemon import CoordinatorDaemon
 from partsum.coordinator.desk import NodeDesk
 from partsum.coordinator.intake import Intake
+from partsum.coordinator.patience import Pace, Reader, next_of
 from partsum.coordinator.registry import Node, Session
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.protos.v1 import partsum_pb2_grpc as rpc
@@ -28,22 +28,41 @@ from partsum.shared.errors import (
     UpdateRefusedError,
     WireError,
 )
-from partsum.shared.files import CHUNK_BYTES, append, file_digest
+from partsum.shared.files import CHUNK_BYTES
+from partsum.shared.frames import Frame, frame_of, pull_to_bytes, push_from_bytes
 from partsum.shared.messages import NodeProfile, Progress, Update
+from partsum.shared.partial import held_bytes
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
+    Handler = grpc.RpcMethodHandler[Any, Any]
 else:
-    Context = object
+    Context = Handler = object
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 30.0  # for a stream's first message, and between the chunks of a push
 
-Request = TypeVar("Request")
+def add_coordinator_service(service: CoordinatorService, server: grpc.aio.Server) -> None:
+    """Let a server answer nodes. Not by the generated function: blobs travel as frames."""
+    handlers: dict[str, Handler] = {
+        "Control": grpc.stream_stream_rpc_method_handler(
+            service.Control, pb.ControlRequest.FromString, pb.ControlResponse.SerializeToString
+        ),
+        "Pull": grpc.unary_stream_rpc_method_handler(
+            service.Pull, pb.PullRequest.FromString, pull_to_bytes
+        ),
+        "Offer": grpc.unary_unary_rpc_method_handler(
+            service.Offer, pb.OfferRequest.FromString, pb.OfferResponse.SerializeToString
+        ),
+        "Push": grpc.stream_unary_rpc_method_handler(
+            service.Push, push_from_bytes, pb.PushResponse.SerializeToString
+        ),
+    }
+    name = pb.DESCRIPTOR.services_by_name["CoordinatorService"].full_name
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
 
 
-class CoordinatorService(rpc.CoordinatorServiceServicer):
+class CoordinatorService:
     """What nodes call."""
 
     def __init__(self, desk: NodeDesk, intake: Intake) -> None:
@@ -55,7 +74,7 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
     ) -> AsyncIterator[pb.ControlResponse]:
         """A node's life."""
         try:
-            first = await _next(aiter(request_iterator))
+            first = await next_of(aiter(request_iterator))
             if first is None or first.WhichOneof("kind") != "hello":
                 raise RefusedError("the first message must be Hello")
             node, session = self._desk.joins(first.hello)
@@ -113,9 +132,7 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
             case "secure_keys" | "secure_shares" | "secure_reveal" if self._desk.secrecy:
                 self._desk.secrecy.hear(node, request)
 
-    async def Pull(
-        self, request: pb.PullRequest, context: Context
-    ) -> AsyncIterator[pb.PullResponse]:
+    async def Pull(self, request: pb.PullRequest, context: Context) -> AsyncIterator[Frame]:
         """The bytes of a blob."""
         try:
             node = self._intake.known(request.node)
@@ -132,9 +149,11 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
                 words = f"the blob has {size} B, and no offset {offset}"
                 await context.abort(grpc.StatusCode.OUT_OF_RANGE, words)
             file.seek(offset)
+            reader = Reader(node.name, context)
             while data := file.read(CHUNK_BYTES):
                 node.bytes_sent += len(data)
-                yield pb.PullResponse(chunk=wire.chunk_to_wire(offset, data))
+                with reader.reads_in_time():
+                    yield frame_of(offset, data)
                 offset += len(data)
 
     async def Offer(self, request: pb.OfferRequest, context: Context) -> pb.OfferResponse:
@@ -151,24 +170,23 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
         if reason:
             return pb.OfferResponse(wanted=False, reason=reason)
         spool = self._intake.spool(node, update)
-        held = spool.stat().st_size if spool.exists() else 0
-        return pb.OfferResponse(wanted=True, offset=min(held, update.blob.size_bytes))
+        held = held_bytes(spool, update.sent.size_bytes)
+        return pb.OfferResponse(wanted=True, offset=held)
 
     def _claim(self, request: pb.OfferRequest) -> tuple[Node, Update]:
         return self._intake.known(request.node), wire.update_from_wire(request.update)
 
     async def Push(
-        self, request_iterator: AsyncIterator[pb.PushRequest], context: Context
+        self, request_iterator: AsyncIterator[pb.PushRequest | Frame], context: Context
     ) -> pb.PushResponse:
         """An update's bytes."""
         requests = aiter(request_iterator)
         try:
-            first = await _next(requests)
+            first = await next_of(requests)
         except WireError as error:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
-        if first is None or first.WhichOneof("kind") != "offer":
+        if not isinstance(first, pb.PushRequest) or not first.HasField("offer"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a push starts with its offer")
-        assert first is not None
         update: Update | None = None
         try:
             node, update = self._claim(first.offer)
@@ -193,29 +211,24 @@ class CoordinatorService(rpc.CoordinatorServiceServicer):
         return pb.PushResponse(accepted=True)
 
     async def _gather(
-        self, node: Node, update: Update, spool: Path, requests: AsyncIterator[pb.PushRequest]
+        self,
+        node: Node,
+        update: Update,
+        spool: Path,
+        requests: AsyncIterator[pb.PushRequest | Frame],
     ) -> None:
-        """Append chunks to the spool file until it is whole. Raises WireError."""
-        size = update.blob.size_bytes
-        digest = xxhash.xxh3_128()
-        with open(spool, "ab", buffering=0) as file:
-            offset = os.fstat(file.fileno()).st_size
-            fresh = offset == 0
-            while (request := await _next(requests)) is not None:
-                data = wire.chunk_from_wire(request.chunk, offset)
-                found = os.fstat(file.fileno())
-                if found.st_size != offset or not found.st_nlink:
-                    # A push that was thought broken still lives; nothing may be appended twice.
-                    raise WireError("another push of this update is under way; try again")
-                if offset + len(data) > size:
-                    raise WireError(f"more than the announced {size} B came")
+        """Gather chunks in the spool file until it is whole. Raises WireError."""
+        with self._intake.gather(spool, update) as partial:
+            pace = Pace()
+            while (request := await next_of(requests)) is not None:
+                if not isinstance(request, Frame):
+                    raise WireError("after its offer a push holds nothing but chunks")
+                data = wire.chunk_from_wire(request, partial.held)
+                partial.append(data)
                 node.bytes_received += len(data)
-                digest.update(data)
-                offset += append(file, data)
-        if offset < size:
-            raise WireError(f"the stream ended after {offset} of {size} B")
-        whole = digest.hexdigest() if fresh else await asyncio.to_thread(file_digest, spool)
-        if whole != update.blob.digest:
+                pace.came(len(data))
+            digest = await asyncio.to_thread(partial.finish)
+        if digest != update.sent.digest:
             spool.unlink()
             raise WireError("the update's bytes do not match their digest; send it again")
 
@@ -253,13 +266,3 @@ def _progress(progress: pb.Progress) -> Progress:
         limits.within(progress.loss, -largest, largest, "loss"),
         limits.within(progress.samples_per_second, 0, largest, "samples_per_second"),
     )
-
-
-async def _next(requests: AsyncIterator[Request]) -> Request | None:
-    """A stream's next message, or None at its end. Raises WireError where none comes for long: a
-    silent caller must not keep a stream, and a file, for ever."""
-    try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            return await anext(requests, None)
-    except TimeoutError as error:
-        raise WireError(f"nothing came for {PATIENCE_SECONDS:g} s") from error

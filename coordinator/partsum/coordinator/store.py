@@ -31,6 +31,7 @@ from partsum.coordinator.lock import lock_file
 from partsum.coordinator.records import Received, RoundPlan, RoundResult, Span
 from partsum.shared.errors import StateError
 from partsum.shared.messages import Update
+from partsum.shared.spares import SPARE, Spares
 
 _NEWEST = """
 SELECT max(at) FROM (
@@ -39,6 +40,8 @@ SELECT max(at) FROM (
     UNION ALL SELECT received FROM updates
     UNION ALL SELECT CAST(value AS REAL) FROM facts WHERE key = 'served')
 """
+_SPARES = 64  # as many as a round's largest files, or fewer
+_UNFINISHED = (".", "push-")
 _PLAN = TypeAdapter(RoundPlan)
 _RESULT = TypeAdapter(RoundResult)
 _UPDATE = TypeAdapter(Update)
@@ -64,6 +67,7 @@ class Store:
             self._lock.close()
             raise
         self._read, self._transaction = self.journal.read, self.journal.transaction
+        self.spares = Spares(folder / "spool", _SPARES)
 
     def close(self) -> None:
         """Let the folder go."""
@@ -186,23 +190,22 @@ class Store:
 
     # -- what happened ----------------------------------------------------------------------------
 
-    def note_node(self, name: str, body: Mapping[str, object]) -> None:
-        """What is known of a node, for the summary."""
+    def note_nodes(self, bodies: Mapping[str, Mapping[str, object]]) -> None:
+        """What is known of nodes, by name, for the summary."""
+        rows = [(name, json.dumps(body)) for name, body in bodies.items()]
         with self._transaction() as db:
-            db.execute("INSERT OR REPLACE INTO nodes VALUES (?, ?)", (name, json.dumps(body)))
+            db.executemany("INSERT OR REPLACE INTO nodes VALUES (?, ?)", rows)
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         """All nodes that ever joined."""
         rows = self._read("SELECT name, body FROM nodes ORDER BY name")
         return {name: json.loads(body) for name, body in rows}
 
-    def note_span(self, span: Span) -> None:
-        """A stretch of a node's time has ended."""
+    def note_spans(self, *spans: Span) -> None:
+        """Stretches of a node's time have ended."""
+        rows = [(s.node, s.round, s.part, s.state, s.start, s.end) for s in spans]
         with self._transaction() as db:
-            db.execute(
-                "INSERT INTO spans VALUES (?, ?, ?, ?, ?, ?)",
-                (span.node, span.round, span.part, span.state, span.start, span.end),
-            )
+            db.executemany("INSERT INTO spans VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def spans(self) -> list[Span]:
         """All nodes' timelines."""
@@ -244,6 +247,11 @@ class Store:
         """Where a file of the open round lies."""
         return self.folder / "spool" / name
 
+    def pushes(self) -> dict[str, Path]:
+        """Updates that have begun to come in, by name without their digest."""
+        found = (self.folder / "spool").glob("push-*")
+        return {path.name.rpartition("-")[0]: path for path in found}
+
     def part_path(self, round: int, part: int) -> Path:
         """Where the committed update of a part lies."""
         return self.folder / "parts" / f"r{round:05d}-p{part}.safetensors"
@@ -253,7 +261,7 @@ class Store:
 
         Left there, they would be taken for the newest ones, and the real ones be tidied away.
         """
-        for path in (self.folder / "bases").glob("[bm]*-*.safetensors"):
+        for path in (self.folder / "bases").glob("[bdms]*-*.safetensors"):
             if int(path.stem.rpartition("-")[2]) > after:
                 path.unlink()
 
@@ -264,7 +272,7 @@ class Store:
         """
         bases, gone = self.folder / "bases", list((self.folder / "spool").iterdir())
         if keep_bases:
-            for kind in ("base-*", "moments-*"):
+            for kind in ("base-*", "moments-*", "start-*", "delta-*"):
                 gone += sorted(bases.glob(kind))[:-keep_bases]
             with self._transaction() as db:
                 db.execute(
@@ -275,7 +283,10 @@ class Store:
         gone += bases.glob(".*")  # a killed merge's
         gone += set((self.folder / "parts").iterdir()) - keep_parts
         for path in gone:
-            path.unlink(missing_ok=True)
+            if path.name.startswith(_UNFINISHED):  # somebody may still write to it
+                path.unlink(missing_ok=True)
+            elif not path.name.startswith(SPARE):
+                self.spares.keep(path)
 
 
 def _dump(kind: TypeAdapter[Any], value: object) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 
 from partsum.coordinator.events import RoundSettings
 from partsum.coordinator.records import RoundPlan
 from partsum.shared import limits
 from partsum.shared.config import RunConfig
 from partsum.shared.errors import RefusedError
-from partsum.shared.messages import Assignment, NodeProfile, TrainSettings
+from partsum.shared.messages import Assignment, Encoding, NodeProfile, TrainSettings
 from partsum.shared.secure import LEAST_MEMBERS
 
 TEXT_LIMIT = 200  # characters of what a node calls itself, its version or its device
@@ -36,9 +37,14 @@ def round_settings(config: RunConfig) -> RoundSettings:
 
 
 def needs_its_node(config: RunConfig) -> bool:
-    """Whether only the node that trained a part before can go on with the same bytes."""
+    """Whether only the node that trained a part before can go on with the same bytes.
+
+    It alone has the part's moments (mode block), or what encoding the last update lost.
+    """
     parts = config.parts
-    return config.deterministic and parts.is_block and parts.moments == "local"
+    moments = parts.is_block and parts.moments == "local"
+    residuals = config.wire.up != "float32" and (parts.planner == "full" or parts.is_copies)
+    return config.deterministic and (moments or residuals)
 
 
 def _return_seconds(config: RunConfig) -> float:
@@ -55,6 +61,16 @@ def check_texts(**texts: str) -> None:
                 f"this node's {name} must have {TEXT_LIMIT} printable characters at most; it has "
                 f"{len(text)} and begins with {text[:20]!r}"
             )
+
+
+def check_encodings(config: RunConfig, known: Set[Encoding], version: str) -> None:
+    """Raise RefusedError where a node could not read, or write, what travels in this run."""
+    missing = {config.wire.up, config.wire.down} - known
+    if missing:
+        raise RefusedError(
+            f"this run's weights travel as {' and '.join(sorted(missing))}, which this node does "
+            f"not know; install the coordinator's partsum on it (it has {version})"
+        )
 
 
 def check_profile(config: RunConfig, digests: tuple[str, str], profile: NodeProfile) -> None:
@@ -102,6 +118,8 @@ def train_settings(config: RunConfig) -> TrainSettings:
         aggregate=config.parts.aggregate,
         deterministic=config.deterministic,
         carry_moments=config.parts.moments == "travel",
+        proximal=training.proximal,
+        encoding=config.wire.up,
     )
 
 
@@ -121,4 +139,6 @@ def assignment(config: RunConfig, plan: RoundPlan, index: int) -> Assignment:
         num_samples=planned.num_samples,
         progress=plan.progress,
         settings=train_settings(config),
+        start_delta=planned.delta,
+        ahead_to=plan.ahead_to,
     )

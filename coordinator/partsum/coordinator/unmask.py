@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from partsum.coordinator.contribution import rows_of
 from partsum.shared.errors import PartsumError
 from partsum.shared.masks import (
     LARGEST,
@@ -129,5 +130,5 @@ class UnmaskedMean:
     def read_rows(self, name: str, first: int, last: int) -> Tensor:
         """Rows of the mean; the tensor that was asked for last is kept, for its other rows."""
         if self._last[0] != name:
-            self._last = (name, torch.atleast_1d(self.read(name)))
+            self._last = (name, rows_of(self.read(name)))
         return self._last[1][first:last]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,16 +13,16 @@ from partsum.coordinator.contribution import Readable
 from partsum.coordinator.records import PlannedPart
 from partsum.coordinator.strategies.blocks import row_blocks
 from partsum.shared import limits
+from partsum.shared.encoded import used_encoding
+from partsum.shared.encoding import Shapes
 from partsum.shared.errors import UpdateRefusedError, WireError
-from partsum.shared.messages import Update
+from partsum.shared.messages import Encoding, Update
 from partsum.shared.moments import is_moment, moment_shapes
 from partsum.shared.part import Part, cut_module
 from partsum.shared.tensors import TensorFile, header_bytes
 from partsum.shared.width import Widths
 
 _BLOCK_BYTES = 2 << 20
-
-Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 def part_shapes(shape: nn.Module, widths: Widths, part: Part, moments: bool = False) -> Shapes:
@@ -36,15 +35,23 @@ def part_shapes(shape: nn.Module, widths: Widths, part: Part, moments: bool = Fa
     return state | (moment_shapes(narrow) if moments else {})
 
 
-def check_claim(update: Update, planned: PlannedPart, largest_bytes: int) -> None:
+def check_claim(
+    update: Update, planned: PlannedPart, largest_bytes: int, up: Encoding = "float32"
+) -> None:
     """Check what an update says of itself, before a byte of it is taken. Raises UpdateRefused.
 
-    ``largest_bytes`` is what no part's file can exceed: the base's, with room for a header.
+    ``largest_bytes`` is what no part's file can exceed: the base's, with room for a header; ``up``
+    is how updates travel in this run.
     """
-    if update.blob.size_bytes > largest_bytes:
+    announced = max(update.blob.size_bytes, update.sent.size_bytes)
+    if announced > largest_bytes:
         raise UpdateRefusedError(
-            "size", f"it announces {update.blob.size_bytes} B, more than the base's {largest_bytes}"
+            "size", f"it announces {announced} B, more than the base's {largest_bytes}"
         )
+    wanted = used_encoding(up, fresh=planned.start is None)
+    found = update.encoding if update.encoded else "float32"
+    if found != wanted:
+        raise UpdateRefusedError("encoding", f"it travels as {found}, but {wanted} was asked for")
     base = planned.start.digest if planned.start else ""
     if update.start_digest != base:
         raise UpdateRefusedError(

@@ -48,7 +48,7 @@ def _fractions(
     fractions = measured_fractions(
         [profiles[name].gflops for name in names],
         [profiles[name].memory_bytes for name in names],
-        parts.mode,
+        "block" if parts.is_block else "residual",
     )
     return tuple(fractions), tuple(names)
 

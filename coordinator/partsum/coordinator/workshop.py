@@ -17,14 +17,19 @@ from typing import Any
 from partsum.coordinator.aggregate import Aggregator
 from partsum.coordinator.base import Base
 from partsum.coordinator.clock import Stages
+from partsum.coordinator.copies import CopyMerger
 from partsum.coordinator.cutter import Cutter, base_name
+from partsum.coordinator.decoder import Decoder
 from partsum.coordinator.gradients import GradientStep, moments_path
 from partsum.coordinator.inspector import Inspector
 from partsum.coordinator.invariants import assert_merge
-from partsum.coordinator.merge import Contribution, Tensors, write_merged
+from partsum.coordinator.merge import Contribution, Merging, Tensors, write_merged
+from partsum.coordinator.outer import OuterStep
+from partsum.coordinator.planner.complement import equal_slices
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.stand_in import stand_in
 from partsum.coordinator.store import Store
+from partsum.coordinator.strategies.optimizers import make_optimizer
 from partsum.coordinator.unmask import UnmaskedMean, shares_of
 from partsum.shared.config import RunConfig
 from partsum.shared.files import file_digest, sync_folder
@@ -51,6 +56,7 @@ class Workshop:
         self.block = config.parts.is_block
         self.cutter = Cutter(config, store, base, train)
         self.inspector = Inspector(config, store, base, self.cutter)
+        self.decoder = Decoder(config, self.cutter, self.inspector)
         self.aggregator = Aggregator(config, store, base, self.inspector)
 
     def initial_base(self) -> None:
@@ -61,6 +67,7 @@ class Workshop:
             residual = parts.planner == "complement" and parts.mode == "residual"
             scale = 1 / parts.count if residual else 1.0
             self.base.initial(path, self.config.seed, scale)
+            release_memory()
 
     def update_path(self, round: int, part: int) -> Path:
         """Where an accepted update lies until its round is committed."""
@@ -166,7 +173,7 @@ class Workshop:
         self, plan: RoundPlan, shares: Mapping[int, Contribution], out: Path, files: ExitStack
     ) -> str:
         old = self.store.base_path(plan.base)
-        merger = self.aggregator.merger(plan, shares, files)
+        merger = self._merger(plan, shares, files)
         metadata = {"partsum.base": str(plan.round + 1)}
         if self.config.parts.aggregate == "gradients":
             # The middle: at its end the schedule may be at zero, and the round would be lost.
@@ -174,11 +181,26 @@ class Workshop:
             folder = self.store.folder / "bases"
             step = GradientStep(self.config.training, self.base.shape, folder, middle)
             digest = step.apply(old, merger, out, plan.round)
+        elif self.config.outer.optimizer != "average":
+            optimizer = make_optimizer(self.config.outer)
+            folder = self.store.folder / "bases"
+            outer = OuterStep(optimizer, self.base.trained, folder, self.store.spares)
+            digest = outer.apply(old, merger, out, metadata, plan.round)
         else:
-            digest = write_merged(old, merger, out, metadata)
+            digest = write_merged(old, merger, out, metadata, spares=self.store.spares)
         if self.block:
             return digest
         return self.base.recalibrated(out, self.train, self.config.seed) or digest
+
+    def _merger(
+        self, plan: RoundPlan, shares: Mapping[int, Contribution], files: ExitStack
+    ) -> Merging:
+        merger, parts = self.aggregator.merger(plan, shares, files), self.config.parts
+        if not parts.is_copies:
+            return merger
+        last = plan.round + 1 == parts.rounds and self.config.handoff.enabled
+        slices = equal_slices(self.base.widths, parts.count)
+        return CopyMerger(merger, self.base.widths, slices, self.config.seed if last else None)
 
     def _facts(self, plan: RoundPlan, updates: Mapping[int, Update]) -> dict[str, object]:
         """What the next round goes on from beside the base, to be committed with this one."""
@@ -187,8 +209,17 @@ class Workshop:
         facts: dict[str, object] = {}
         if self.config.privacy.secure_aggregation:
             facts["unmasking"] = None  # it has served
+        if self.config.wire.down == "int8":
+            facts |= self._next_start(plan)
         moments = moments_path(self.store.folder / "bases", plan.round + 1)
         return facts | ({"moments": file_digest(moments)} if moments.exists() else {})
+
+    def _next_start(self, plan: RoundPlan) -> dict[str, str]:
+        """What nodes start the next round from."""
+        version, before = plan.round + 1, plan.parts[0].start
+        assert before is not None
+        base = self.store.base_path(base_name(version))
+        return self.cutter.chain.extend(base, version, before)
 
     def _keep_parts(self, plan: RoundPlan, updates: Mapping[int, Update]) -> dict[str, object]:
         """Mode block: parts go on from their own last update, so these are kept beside the base."""
@@ -214,7 +245,7 @@ class Workshop:
         files = {folder / "parts" / entry["file"]: entry["blob"]["digest"] for entry in kept}
         if "moments" in facts:
             files[moments_path(folder / "bases", round + 1)] = facts["moments"]
-        return files
+        return files | self.cutter.chain.files(round + 1, facts)
 
     def kept_paths(self, rounds: int = 0) -> set[Path]:
         """The files of the newest committed ``rounds``; 0: of all."""

@@ -7,7 +7,6 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 from partsum.node import control
@@ -15,13 +14,14 @@ from partsum.node.backoff import Backoff, despite_a_full_disk
 from partsum.node.blobs import BlobCache
 from partsum.node.client import Client, UnreachableError
 from partsum.node.metrics import NodeMetrics
-from partsum.node.orders import PutOn, Train
+from partsum.node.orders import PutOn
 from partsum.node.process import TrainingError, WorkerProcess
 from partsum.node.secure import SecureMember
 from partsum.node.state import Finished, NodeState, assignment_key
+from partsum.node.supplies import Supplies
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared.errors import PartsumError, RefusedError, TaskError, WireError
-from partsum.shared.messages import Assignment, Blob, NodeProfile, Progress, Update
+from partsum.shared.messages import Assignment, NodeProfile, Progress, Update
 from partsum.shared.secure import Masking
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ class Assignments:
         self._samples_counted = 0  # of the assignment, by the metric
         self._delivering = False
         self._given_again = False  # the assignment under way came once more
+        self._supplies = Supplies(client, worker, state, blobs, self._insist)
         self.task: asyncio.Task[None] | None = None
         self._treasure()
 
@@ -162,21 +163,23 @@ class Assignments:
     def _finished(self, key: str) -> Update | None:
         """The update of an assignment that was trained before, if it is still on disk."""
         known = next((one.update for one in self._state.finished() if one.key == key), None)
-        if known is None or self._blobs.path(known.blob) is None:
+        if known is None or None in map(self._blobs.path, (known.blob, known.sent)):
             return None
         log.info("assignment=%s was trained before; offering its update", known.assignment_id)
-        self._blobs.hold([known.blob])
+        self._blobs.hold([known.blob, known.sent])
         return known
 
     def _treasure(self) -> None:
         """Each part goes on from what it was trained last, with moments that only this node has."""
-        self._blobs.treasure(known.update.blob for known in self._state.finished())
+        updates = [known.update for known in self._state.finished()]
+        self._blobs.treasure(blob for update in updates for blob in (update.blob, update.sent))
 
     async def _train(self, assignment: Assignment, key: str) -> Update:
         a = assignment
-        self._blobs.hold(blob for blob in (a.start, a.cluster, a.samples) if blob)
+        delta = (a.start_delta.blob, a.start_delta.against) if a.start_delta else ()
+        self._blobs.hold(blob for blob in (a.start, a.cluster, a.samples, *delta) if blob)
         self._metrics.state.state("receiving")
-        order = await self._order(a)
+        order = await self._supplies.order(a)
         self._metrics.state.state("training")
         self._samples_counted = 0
         try:
@@ -185,27 +188,20 @@ class Assignments:
             self._blobs.sweep(order.output)
             raise
         self._metrics.samples.inc(a.num_samples - self._samples_counted)
+        self._metrics.samples_ahead.inc(done.ahead)
+        if done.ahead:
+            log.info("assignment=%s samples=%d were done ahead", a.id, done.ahead)
+        self._blobs.hold([done.update.blob, done.update.sent])
         if done.path is not None:
-            self._blobs.add(done.path, done.update.blob.digest, done.optimizer)
-        self._blobs.hold([done.update.blob])
+            self._blobs.add(done.path, done.update.blob.digest, done.optimizer, done.residual)
+        if done.encoded is not None:
+            self._blobs.add(done.encoded, done.update.sent.digest)
         self._state.finish(Finished(key, done.update))
         self._treasure()
         self._metrics.loss.set(done.update.loss)
         self._metrics.train_seconds.observe(done.update.train_seconds)
         self._metrics.device_memory.set(done.update.peak_memory_bytes)
         return done.update
-
-    async def _order(self, a: Assignment) -> Train:
-        ticket = self._worker.next_ticket()
-        return Train(
-            ticket=ticket,
-            assignment=a,
-            start=await self._fetch(a.start) if a.start else None,
-            optimizer=self._blobs.companion(a.start.digest) if a.start else None,
-            cluster=await self._fetch(a.cluster),
-            samples=await self._fetch(a.samples) if a.samples else None,
-            output=self._blobs.folder / f"update-{ticket}",
-        )
 
     def _report(self, progress: Progress) -> None:
         self._metrics.samples.inc(progress.samples_done - self._samples_counted)
@@ -215,15 +211,9 @@ class Assignments:
         if self._joined.is_set():
             self._say(control.progress(progress))
 
-    async def _fetch(self, blob: Blob) -> Path:
-        """Where the blob is on this disk, after pulling it if need be."""
-        if path := self._blobs.path(blob):
-            return path
-        return await self._insist(lambda: self._client.pull(blob, self._blobs))
-
     async def _deliver(self, update: Update) -> str:
         """Offer and push the update; returns the outcome, as in the metric's label."""
-        path = self._blobs.path(update.blob)
+        path = self._blobs.path(update.sent)
         assert path is not None, "a held blob has left"
 
         async def send() -> str:
@@ -239,7 +229,7 @@ class Assignments:
                 "update of %s accepted loss=%.4f bytes=%d",
                 update.assignment_id,
                 update.loss,
-                update.blob.size_bytes,
+                update.sent.size_bytes,
             )
             return "accepted"
 

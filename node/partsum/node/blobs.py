@@ -13,21 +13,25 @@ from partsum.node.backoff import DiskFullError
 from partsum.shared.errors import PartsumError
 from partsum.shared.files import file_digest
 from partsum.shared.messages import Blob
+from partsum.shared.partial import held_bytes
+from partsum.shared.spares import Spares
 
 log = logging.getLogger(__name__)
 
 _DIGEST_LENGTH = 32
-_OPTIMIZER = ".optimizer"
+_OPTIMIZER, _RESIDUAL = ".optimizer", ".residual"
+_SPARES = 4  # beyond the limit of the cache: the next blobs and updates go into them
 _MOST_BLOBS = 256  # small ones would pile up in thousands of rounds, here and in memory
 
 
 class BlobCache:
     """A folder of blobs. What has its final name is whole: files come by rename only.
 
-    Beside the blob of an update may lie its companion, the optimizer state that belongs to those
-    weights; the two come and go together. Digests must have been checked by `wire` before they
-    come here, since they become file names. One process at a time may own the folder. A blob of an
-    earlier life is digested before it is used: a power cut may have left it without its bytes.
+    Beside the blob of an update may lie its companions: the optimizer state that belongs to those
+    weights, and what their encoding lost. They come and go together. Digests must have been
+    checked by `wire` before they come here, since they become file names. One process at a time may
+    own the folder. A blob of an earlier life is digested before it is used: a power cut may have
+    left it without its bytes.
 
     Args:
         folder: made if it does not exist; leftovers of a killed process are removed.
@@ -37,6 +41,7 @@ class BlobCache:
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder = folder
+        self.spares = Spares(folder, _SPARES)
         self._limit_bytes = limit_bytes
         self._held: frozenset[str] = frozenset()
         self._treasured: frozenset[str] = frozenset()
@@ -55,16 +60,15 @@ class BlobCache:
         """Find the blobs of an earlier life, oldest first, and remove all else."""
         files = sorted(self.folder.iterdir(), key=lambda file: file.stat().st_mtime_ns)
         blobs = [file.name for file in files if len(file.name) == _DIGEST_LENGTH]
-        companions = {f"{name}{_OPTIMIZER}" for name in blobs}
+        companions = {f"{name}{kind}" for name in blobs for kind in (_OPTIMIZER, _RESIDUAL)}
         for file in files:
             if file.name not in companions and len(file.name) != _DIGEST_LENGTH:
                 file.unlink()
         self._sizes.update((name, self._size_on_disk(name)) for name in blobs)
 
     def _size_on_disk(self, digest: str) -> int:
-        companion = self.companion(digest)
-        size = (self.folder / digest).stat().st_size
-        return size + (companion.stat().st_size if companion else 0)
+        files = (self.folder / digest, self.companion(digest), self.residual(digest))
+        return sum(file.stat().st_size for file in files if file)
 
     @property
     def size_bytes(self) -> int:
@@ -93,7 +97,14 @@ class BlobCache:
 
     def companion(self, digest: str) -> Path | None:
         """Where the optimizer state of these weights lies, or None."""
-        path = self.folder / f"{digest}{_OPTIMIZER}"
+        return self._beside(digest, _OPTIMIZER)
+
+    def residual(self, digest: str) -> Path | None:
+        """Where what the encoding of these weights lost lies, or None."""
+        return self._beside(digest, _RESIDUAL)
+
+    def _beside(self, digest: str, kind: str) -> Path | None:
+        path = self.folder / f"{digest}{kind}"
         return path if path.exists() else None
 
     def partial(self, blob: Blob) -> Path:
@@ -102,7 +113,7 @@ class BlobCache:
         Raises DiskFullError where there is no room for them.
         """
         path = self.folder / f"{blob.digest}.partial"
-        held = path.stat().st_size if path.exists() else 0
+        held = held_bytes(path, blob.size_bytes)
         free = shutil.disk_usage(self.folder).free
         if blob.size_bytes - held > free:
             raise DiskFullError(
@@ -111,14 +122,17 @@ class BlobCache:
             )
         return path
 
-    def add(self, file: Path, digest: str, companion: Path | None = None) -> Path:
+    def add(
+        self, file: Path, digest: str, companion: Path | None = None, residual: Path | None = None
+    ) -> Path:
         """Take a whole file in under its digest; returns where it lies now.
 
-        The file and its companion must be on the same file system; their old names are gone once
+        The file and its companions must be on the same file system; their old names are gone once
         this returns. Others may leave to make room.
         """
-        if companion is not None:
-            os.replace(companion, self.folder / f"{digest}{_OPTIMIZER}")
+        for beside, kind in ((companion, _OPTIMIZER), (residual, _RESIDUAL)):
+            if beside is not None:
+                os.replace(beside, self.folder / f"{digest}{kind}")
         path = self.folder / digest
         if file != path:
             os.replace(file, path)
@@ -157,6 +171,6 @@ class BlobCache:
     def _remove(self, digest: str) -> None:
         size = self._sizes.pop(digest)
         self._whole.discard(digest)
-        (self.folder / digest).unlink(missing_ok=True)
-        (self.folder / f"{digest}{_OPTIMIZER}").unlink(missing_ok=True)
+        for kind in ("", _OPTIMIZER, _RESIDUAL):
+            self.spares.keep(self.folder / f"{digest}{kind}")
         log.debug("blob %s left the cache (%d B)", digest, size)

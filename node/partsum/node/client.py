@@ -12,7 +12,6 @@ from typing import Literal
 
 import grpc
 import grpc.aio
-import xxhash
 
 from partsum.node import control
 from partsum.node.blobs import BlobCache
@@ -21,12 +20,16 @@ from partsum.protos.v1 import partsum_pb2_grpc as rpc
 from partsum.shared import limits, wire
 from partsum.shared.credentials import Credentials, read_credentials
 from partsum.shared.errors import ConfigError, PartsumError, RefusedError, WireError
-from partsum.shared.files import append, read_chunks
+from partsum.shared.files import read_chunks
+from partsum.shared.frames import Frame, frame_of, pull_from_bytes, push_to_bytes
 from partsum.shared.handshake import refusal
 from partsum.shared.messages import Blob, Update
+from partsum.shared.partial import Partial
+from partsum.shared.spares import Spares
 from partsum.shared.transport import BULK_OPTIONS, CHANNEL_OPTIONS, open_channel
 
 _DAMAGED_TRIES = 3
+_SERVICE = f"/{pb.DESCRIPTOR.services_by_name['CoordinatorService'].full_name}/"
 # A channel of its own for each dial: a shared one would sit out its own back-off on top of ours.
 _OWN = ("grpc.use_local_subchannel_pool", 1)
 _REFUSALS = {
@@ -110,10 +113,13 @@ class Client:
         for channel in filter(None, channels):
             await channel.close()
 
-    def _stub(self, channel: grpc.aio.Channel | None) -> rpc.CoordinatorServiceAsyncStub:
+    def _stub(self) -> rpc.CoordinatorServiceAsyncStub:
+        return rpc.CoordinatorServiceStub(self._opened(self._channel))
+
+    def _opened(self, channel: grpc.aio.Channel | None) -> grpc.aio.Channel:
         if channel is None:
             raise UnreachableError(f"not connected to {self.address}")
-        return rpc.CoordinatorServiceStub(channel)
+        return channel
 
     async def control(
         self, outgoing: AsyncIterator[pb.ControlRequest]
@@ -122,7 +128,7 @@ class Client:
         heard = False
         try:
             with self._in_words():
-                call = self._stub(self._channel).Control(outgoing)
+                call = self._stub().Control(outgoing)
                 try:
                     async for response in call:
                         heard = True
@@ -150,7 +156,7 @@ class Client:
         reason = ""
         for _ in range(_DAMAGED_TRIES):
             try:
-                if await self._gather(blob, partial) == blob.digest:
+                if await self._gather(blob, partial, blobs.spares) == blob.digest:
                     return blobs.add(partial, blob.digest)
                 partial.unlink()
                 reason = "its digest is wrong"
@@ -161,37 +167,32 @@ class Client:
             "coordinator's disk may be at fault"
         )
 
-    async def _gather(self, blob: Blob, partial: Path) -> str:
-        """Append the rest of a blob to its partial file; returns the digest of the whole."""
-        digest = xxhash.xxh3_128()
-        with open(partial, "ab", buffering=0) as file:
-            for data in read_chunks(partial):
-                digest.update(data)
-                await asyncio.sleep(0)
-            offset = file.tell()
-            request = pb.PullRequest(node=self._node, digest=blob.digest, offset=offset)
+    async def _gather(self, blob: Blob, path: Path, spares: Spares) -> str:
+        """Gather the rest of a blob in its partial file; returns the digest of the whole."""
+        with Partial(path, blob.size_bytes, spares) as partial:
+            request = pb.PullRequest(node=self._node, digest=blob.digest, offset=partial.held)
             with self._in_words():
-                call = self._stub(self._bulk).Pull(request)
+                pull = self._opened(self._bulk).unary_stream(
+                    _SERVICE + "Pull", pb.PullRequest.SerializeToString, pull_from_bytes
+                )
+                call = pull(request)
                 try:
                     async for response in call:
-                        data = wire.chunk_from_wire(response.chunk, offset)
-                        if offset + len(data) > blob.size_bytes:
-                            raise WireError(f"blob {blob.digest} is longer than announced")
-                        append(file, data)
-                        digest.update(data)
-                        offset += len(data)
+                        data = wire.chunk_from_wire(response, partial.held)
+                        partial.append(data)
                         self._count("received", len(data))
                 finally:
                     call.cancel()
-        if offset < blob.size_bytes:
-            raise UnreachableError(f"the stream ended after {offset} of {blob.size_bytes} B")
-        return digest.hexdigest()
+            if partial.held < blob.size_bytes:
+                come = f"{partial.held} of {blob.size_bytes} B"
+                raise UnreachableError(f"the stream ended after {come}")
+            return await asyncio.to_thread(partial.finish)
 
     async def offer(self, update: Update) -> Offered:
         """Ask how much of an update the coordinator holds already."""
         with self._in_words():
-            answer = await self._stub(self._channel).Offer(self._offer(update))
-        offset = limits.within(answer.offset, 0, update.blob.size_bytes, "the offset to send from")
+            answer = await self._stub().Offer(self._offer(update))
+        offset = limits.within(answer.offset, 0, update.sent.size_bytes, "the offset to send from")
         return Offered(answer.wanted, offset, limits.in_words(answer.reason))
 
     async def push(self, update: Update, path: Path, offset: int) -> str:
@@ -202,15 +203,18 @@ class Client:
         """
         with self._in_words():
             pieces = self._pieces(update, path, offset)
-            answer = await self._stub(self._bulk).Push(pieces)
+            push = self._opened(self._bulk).stream_unary(
+                _SERVICE + "Push", push_to_bytes, pb.PushResponse.FromString
+            )
+            answer = await push(pieces)
         return "" if answer.accepted else limits.in_words(answer.reason) or "no reason was given"
 
     async def _pieces(
         self, update: Update, path: Path, offset: int
-    ) -> AsyncIterator[pb.PushRequest]:
+    ) -> AsyncIterator[pb.PushRequest | Frame]:
         yield pb.PushRequest(offer=self._offer(update))
         for data in read_chunks(path, offset):
-            yield pb.PushRequest(chunk=wire.chunk_to_wire(offset, data))
+            yield frame_of(offset, data)
             offset += len(data)
             self._count("sent", len(data))
 

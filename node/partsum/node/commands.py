@@ -1,4 +1,4 @@
-"""The command ``partsum node``."""
+"""The commands ``partsum node`` and ``partsum bench``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from partsum.node.swarm.command import add_bench
 from partsum.shared.errors import EXIT_OK, EXIT_STOPPED, ConfigError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register this house's commands."""
+    add_bench(commands)
     parser = commands.add_parser(
         "node",
         help="train parts for a coordinator",

@@ -125,7 +125,13 @@ def _is_option(value: object) -> bool:
 def hello(node: str, instance: str, version: str) -> pb.ControlRequest:
     """I am this node."""
     return pb.ControlRequest(
-        hello=pb.Hello(node=node, instance=instance, protocol=wire.PROTOCOL, version=version)
+        hello=pb.Hello(
+            node=node,
+            instance=instance,
+            protocol=wire.PROTOCOL,
+            version=version,
+            encodings=wire.ENCODINGS,
+        )
     )
 
 

@@ -36,7 +36,9 @@ def mask_update(
         except BaseException:
             writer.abandon()
             raise
-    return replace(update, blob=Blob(digest, output.stat().st_size), session=masking.session)
+    blob = Blob(digest, output.stat().st_size)
+    # An encoded update would travel in place of the masked one.
+    return replace(update, blob=blob, session=masking.session, encoded=None, encoding="float32")
 
 
 def _masked(name: str, tensor: Tensor, share: float, masks: Sequence[Mask], number: int) -> Tensor:

@@ -18,6 +18,11 @@ class NodeMetrics:
             "partsum_node_connected", "1 while the coordinator has welcomed the node.", registry=r
         )
         self.samples = Counter("partsum_node_samples", "Samples trained on.", registry=r)
+        self.samples_ahead = Counter(
+            "partsum_node_samples_ahead",
+            "Samples trained on before their assignment came.",
+            registry=r,
+        )
         self.samples_per_second = Gauge(
             "partsum_node_samples_per_second", "Training speed now; 0 when idle.", registry=r
         )

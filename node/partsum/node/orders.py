@@ -31,6 +31,7 @@ class Train:
     cluster: Path
     samples: Path | None
     output: Path  # the update is written here; the optimizer state beside it
+    residual: Path | None = None  # what the encoding of this part's last update lost
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,25 @@ class PutOn:
 
 
 @dataclass(frozen=True)
+class Build:
+    """Make a start out of an older one, in a file of its own."""
+
+    ticket: int
+    change: Path  # encoded
+    against: Path  # what it is a change of
+    digest: str  # of that
+    output: Path
+
+
+@dataclass(frozen=True)
 class Stop:
     """Leave the order with this ticket, at the next step."""
 
     ticket: int
 
 
-Order = Load | Train | PutOn | Stop
+Work = Train | PutOn | Build
+Order = Load | Work | Stop
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,29 @@ class Done:
     update: Update
     path: Path | None
     optimizer: Path | None
+    encoded: Path | None = None
+    residual: Path | None = None
+    ahead: int = 0  # of its samples were done before the assignment came
+
+    @property
+    def files(self) -> list[Path]:
+        """All that was written."""
+        paths = (self.path, self.optimizer, self.encoded, self.residual)
+        return [path for path in paths if path]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A start is made; whether it is the right one, its digest says."""
+
+    ticket: int
+    digest: str
+    path: Path
+
+    @property
+    def files(self) -> list[Path]:
+        """All that was written."""
+        return [self.path]
 
 
 @dataclass(frozen=True)
@@ -98,4 +134,4 @@ class Undone:
     reason: str
 
 
-Answer = Loaded | NotLoaded | Going | Done | Undone
+Answer = Loaded | NotLoaded | Going | Done | Built | Undone

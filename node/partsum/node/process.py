@@ -18,6 +18,8 @@ from partsum.node.backoff import Backoff
 from partsum.node.death import OomWatch, death_in_words
 from partsum.node.orders import (
     Answer,
+    Build,
+    Built,
     Done,
     Going,
     Load,
@@ -28,6 +30,7 @@ from partsum.node.orders import (
     Stop,
     Train,
     Undone,
+    Work,
 )
 from partsum.shared.errors import PartsumError, TaskError
 from partsum.shared.messages import NodeProfile, Progress, TaskSpec
@@ -67,7 +70,7 @@ class WorkerProcess:
         self._pipe: Connection | None = None
         self._loading: asyncio.Task[NodeProfile] | None = None
         self._loaded: asyncio.Future[NodeProfile] | None = None
-        self._training: dict[int, asyncio.Future[Done]] = {}
+        self._training: dict[int, asyncio.Future[Done | Built]] = {}
         self._on_progress: Callable[[Progress], None] = lambda progress: None
 
     @property
@@ -138,6 +141,18 @@ class WorkerProcess:
         return await self.carry_out(order)
 
     async def carry_out(self, order: Train | PutOn) -> Done:
+        """Do what makes an update; as `_do`."""
+        done = await self._do(order)
+        assert isinstance(done, Done)
+        return done
+
+    async def build(self, order: Build) -> Built:
+        """Make a start; as `_do`."""
+        built = await self._do(order)
+        assert isinstance(built, Built)
+        return built
+
+    async def _do(self, order: Work) -> Done | Built:
         """Do what is ordered; waits for a worker with the task loaded if need be.
 
         Cancelling this tells the worker to stop; the next order can be given at once.
@@ -147,7 +162,7 @@ class WorkerProcess:
             TaskError: the worker had to be restarted, and cannot load the task any more.
         """
         await self._whole()
-        done: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[Done | Built] = asyncio.get_running_loop().create_future()
         self._training[order.ticket] = done
         self._send(order)
         try:
@@ -217,21 +232,21 @@ class WorkerProcess:
                 self._loaded.set_exception(TaskError(reason))
             case Going(ticket, progress) if ticket in self._training:
                 self._on_progress(progress)
-            case Done(ticket):
+            case Done(ticket) | Built(ticket):
                 self._settle(ticket, answer)
             case Undone(ticket, reason):
                 self._settle(ticket, TrainingError(reason or "stopped"))
         return True
 
-    def _settle(self, ticket: int, result: Done | TrainingError) -> None:
+    def _settle(self, ticket: int, result: Done | Built | TrainingError) -> None:
         future = self._training.get(ticket)
         if future is not None and not future.done():
-            if isinstance(result, Done):
-                future.set_result(result)
-            else:
+            if isinstance(result, TrainingError):
                 future.set_exception(result)
-        elif isinstance(result, Done):  # finished before it heard that it should stop
-            for path in filter(None, (result.path, result.optimizer)):
+            else:
+                future.set_result(result)
+        elif not isinstance(result, TrainingError):  # done before it heard that it should stop
+            for path in result.files:
                 path.unlink(missing_ok=True)
 
     def _bury(self) -> None:

@@ -95,7 +95,10 @@ class NodeState:
 
 def _finished(entry: Mapping[str, Any]) -> Finished:
     update = entry["update"]
-    return Finished(entry["key"], Update(**{**update, "blob": Blob(**update["blob"])}))
+    blobs = {
+        name: Blob(**update[name]) for name in ("blob", "encoded") if update.get(name) is not None
+    }
+    return Finished(entry["key"], Update(**{**update, **blobs}))
 
 
 def assignment_key(assignment: Assignment, profile: NodeProfile) -> str:

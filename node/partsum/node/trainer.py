@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import logging
-import math
 import resource
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from partsum.node.model import PartModel, build_part
-from partsum.node.optimizer import (
-    load_moments,
-    make_optimizer,
-    moments,
-    save_moments,
-    set_rate,
-)
+from partsum.node.optimizer import load_moments, make_optimizer, moments, save_moments
+from partsum.node.settled import Settled
+from partsum.node.step import Stepper
+from partsum.node.tally import Tally
 from partsum.shared.errors import PartsumError
 from partsum.shared.messages import Assignment, Blob, Progress, Update
 from partsum.shared.moments import part_digest
-from partsum.shared.schedule import rate
 from partsum.shared.task import Samples, Task, gather, walk
 from partsum.shared.tensors import TensorFile, save_tensors
 
 log = logging.getLogger(__name__)
-
-PROGRESS_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -46,6 +38,7 @@ class Job:
         samples: the data set, or the cluster's samples alone.
         output: the file to write the update to; the moments go beside it, as ``.optimizer``.
         device: where to train.
+        residual: what the encoding of the part's last update lost, if there is a record of it.
     """
 
     assignment: Assignment
@@ -55,15 +48,22 @@ class Job:
     samples: Samples
     output: Path
     device: torch.device
+    residual: Path | None = None
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a job. ``path`` is None where the update is the start itself."""
+    """What came of a job. ``path`` is None where the update is the start itself.
+
+    ``ahead`` counts the samples that were done before the assignment came.
+    """
 
     update: Update
     path: Path | None
     optimizer: Path | None
+    ahead: int = 0
+    encoded: Path | None = None
+    residual: Path | None = None
 
 
 class StoppedError(PartsumError):
@@ -98,30 +98,82 @@ def train(
     a = job.assignment
     if a.num_samples == 0 and job.start is not None and a.settings.aggregate == "weights":
         assert a.start is not None
-        return Trained(_update(a, Tally(a, clock), a.start, _peak_memory(job.device)), None, None)
-    if a.num_samples and not len(job.cluster):
-        raise PartsumError(f"the cluster of assignment {a.id} has no samples to train on")
-    with _settled(a, job.device):
+        update = _update(a, Tally(a.id, clock), a.start, _peak_memory(job.device))
+        return Trained(update, None, None)
+    return Training.begin(task, job, clock).finish(on_progress, should_stop)
+
+
+class Training:
+    """An assignment under way: its model and optimizer in memory, and how far it is.
+
+    ``job`` may be replaced by one that differs in names and files only.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        job: Job,
+        model: PartModel,
+        optimizer: torch.optim.Optimizer,
+        clock: Callable[[], float],
+    ) -> None:
+        a = job.assignment
+        self.task = task
+        self.job = job
+        self.model = model
+        self.optimizer = optimizer
+        self.tally = Tally(a.id, clock)
+        self._stepper = Stepper(model.module, optimizer, a)
+        self._settled = Settled(a, job.device)
+        self._batches = walk(
+            a.seed, job.cluster, a.first_sample, a.num_samples, a.settings.batch_size
+        )
+        if job.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(job.device)
+
+    @classmethod
+    def begin(cls, task: Task, job: Job, clock: Callable[[], float]) -> Training:
+        """Build the part and its optimizer. Raises PartsumError where the start does not fit."""
+        a = job.assignment
+        if a.num_samples and not len(job.cluster):
+            raise PartsumError(f"the cluster of assignment {a.id} has no samples to train on")
         model = build_part(task.model, a.part, a.seed, job.start)
         model.module.to(job.device).train()
         optimizer = make_optimizer(model, a.settings, job.device)
         if a.settings.aggregate == "weights":
             _go_on(job, model, optimizer)
-        tally = Tally(a, clock)
-        for indices in walk(
-            a.seed, job.cluster, a.first_sample, a.num_samples, a.settings.batch_size
-        ):
-            if should_stop():
-                raise StoppedError(f"assignment {a.id} was stopped")
-            loss = _forward(task, job, model.module, indices)
-            if a.settings.aggregate == "weights":
-                _step(model.module, optimizer, loss, a, tally.samples_done)
-            else:
-                torch.autograd.backward(loss * (len(indices) / a.num_samples))
-            if tally.add(loss, len(indices)):
-                on_progress(tally.progress())
-        tally.settle()
-        return _write(job, model, optimizer, tally)
+        return cls(task, job, model, optimizer, clock)
+
+    def finish(
+        self, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
+    ) -> Trained:
+        """Train what is left, and write the update. Raises as `train` does."""
+        if not self.go_on(on_progress, should_stop):
+            raise StoppedError(f"assignment {self.job.assignment.id} was stopped")
+        return _write(self.job, self.model, self.optimizer, self.tally)
+
+    def go_on(
+        self, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
+    ) -> bool:
+        """Train until no samples are left, or until ``should_stop`` says so; are none left?"""
+        total = self.job.assignment.num_samples
+        with self._settled.stretch(), self.tally.running():
+            while self.tally.samples_done < total:
+                if should_stop():
+                    return False
+                if self._train_batch(next(self._batches)):
+                    on_progress(self.tally.progress())
+        return True
+
+    def _train_batch(self, indices: Tensor) -> bool:
+        """True when it is time to report."""
+        a = self.job.assignment
+        loss = _forward(self.task, self.job, self.model.module, indices)
+        if a.settings.aggregate == "weights":
+            self._stepper.step(loss, self.tally.samples_done)
+        else:
+            torch.autograd.backward(loss * (len(indices) / a.num_samples))
+        return self.tally.add(loss, len(indices))
 
 
 def _go_on(job: Job, model: PartModel, optimizer: torch.optim.Optimizer) -> None:
@@ -160,78 +212,6 @@ def _move(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor
 
 
-def _step(
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss: Tensor,
-    assignment: Assignment,
-    samples_done: int,
-) -> None:
-    begin, end = assignment.progress
-    settings = assignment.settings
-    progress = begin + (end - begin) * samples_done / assignment.num_samples
-    set_rate(optimizer, rate(progress, settings.warmup))
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    if settings.gradient_clip:
-        nn.utils.clip_grad_norm_(module.parameters(), settings.gradient_clip)
-    optimizer.step()
-
-
-@dataclass
-class Tally:
-    """Counts samples and adds up losses; the device is asked for them only now and then."""
-
-    assignment: Assignment
-    clock: Callable[[], float]
-    samples_done: int = 0
-    loss_sum: float = 0.0
-    _steps_read: int = 0
-    _unread: list[tuple[Tensor, int]] = field(default_factory=list)
-    _start: float = field(init=False)
-    _last_read: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._start = self._last_read = self.clock()
-
-    def add(self, loss: Tensor, samples: int) -> bool:
-        """Count one step; True when it is time to report."""
-        self._unread.append((loss.detach(), samples))
-        self.samples_done += samples
-        due = self.clock() - self._last_read >= PROGRESS_SECONDS
-        if due:
-            self.settle()
-        return due
-
-    def settle(self) -> None:
-        """Read all losses so far. Raises PartsumError where one is not finite."""
-        self._last_read = self.clock()
-        if not self._unread:
-            return
-        losses = torch.stack([loss.float() for loss, _ in self._unread]).tolist()
-        for loss, (_, samples) in zip(losses, self._unread, strict=True):
-            self._steps_read += 1
-            if not math.isfinite(loss):
-                raise PartsumError(
-                    f"the loss became {loss} at step {self._steps_read} of assignment "
-                    f"{self.assignment.id}; a lower training.learning_rate or a "
-                    "training.gradient_clip may help, and bad samples are worth a look"
-                )
-            self.loss_sum += loss * samples
-        self._unread.clear()
-
-    @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return self.clock() - self._start
-
-    def progress(self) -> Progress:
-        """How far the assignment is; the loss is its mean so far."""
-        done = self.samples_done
-        speed = done / max(self.seconds, 1e-9)
-        return Progress(self.assignment.id, done, self.loss_sum / max(done, 1), speed)
-
-
 def _write(job: Job, model: PartModel, optimizer: torch.optim.Optimizer, tally: Tally) -> Trained:
     a = job.assignment
     tensors = dict(model.module.state_dict())
@@ -246,16 +226,13 @@ def _write(job: Job, model: PartModel, optimizer: torch.optim.Optimizer, tally: 
     elif a.num_samples:
         beside = job.output.with_name(f"{job.output.name}.optimizer")
         save_moments(beside, model.module, optimizer, a.part)
-    seconds = tally.seconds  # reading the losses has waited for the device
     digest = save_tensors(job.output, tensors, metadata, durable=False)
     blob = Blob(digest, job.output.stat().st_size)
-    update = _update(a, tally, blob, _peak_memory(job.device), seconds)
+    update = _update(a, tally, blob, _peak_memory(job.device))
     return Trained(update, job.output, beside)
 
 
-def _update(
-    a: Assignment, tally: Tally, blob: Blob, peak_memory_bytes: int, seconds: float = 0.0
-) -> Update:
+def _update(a: Assignment, tally: Tally, blob: Blob, peak_memory_bytes: int) -> Update:
     return Update(
         assignment_id=a.id,
         round=a.round,
@@ -263,28 +240,11 @@ def _update(
         start_digest=a.start.digest if a.start else "",
         num_samples=a.num_samples,
         loss=tally.loss_sum / max(a.num_samples, 1),
-        train_seconds=seconds,
-        samples_per_second=a.num_samples / seconds if seconds else 0.0,
+        train_seconds=tally.seconds,
+        samples_per_second=a.num_samples / tally.seconds if tally.seconds else 0.0,
         peak_memory_bytes=peak_memory_bytes,
         blob=blob,
     )
-
-
-@contextmanager
-def _settled(a: Assignment, device: torch.device) -> Iterator[None]:
-    """Random numbers from (seed, round), and deterministic algorithms where asked for."""
-    before = torch.are_deterministic_algorithms_enabled()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed((a.seed * 1_000_003 + a.round) % 2**63)
-        # On CUDA some operations have no deterministic form: there they warn, not end the training.
-        cuda = device.type == "cuda"
-        torch.use_deterministic_algorithms(a.settings.deterministic, warn_only=cuda)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before)
 
 
 def _peak_memory(device: torch.device) -> int:

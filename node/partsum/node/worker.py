@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from partsum.node.orders import (
     Answer,
+    Build,
+    Built,
     Done,
     Going,
     Load,
@@ -26,6 +28,7 @@ from partsum.node.orders import (
     Stop,
     Train,
     Undone,
+    Work,
 )
 from partsum.shared.errors import DataError, PartsumError, TaskError
 from partsum.shared.logs import set_up_logging
@@ -34,6 +37,7 @@ from partsum.shared.messages import NodeProfile, Progress, TaskSpec
 if TYPE_CHECKING:  # the daemon imports this module to name `serve`, and needs no torch
     import torch
 
+    from partsum.node.ahead import Ahead
     from partsum.node.trainer import Job
     from partsum.shared.task import Samples, Task
 
@@ -59,6 +63,7 @@ def serve(pipe: Connection, settings: WorkerSettings) -> None:
     threading.Thread(target=orders.listen, name="orders", daemon=True).start()
     bench = _Bench(pipe, orders, settings)
     while True:
+        bench.go_ahead()
         bench.obey(orders.next())
 
 
@@ -68,7 +73,7 @@ class _Orders:
 
     pipe: Connection
     stopped: set[int] = field(default_factory=set)
-    _queue: queue.SimpleQueue[Load | Train | PutOn] = field(default_factory=queue.SimpleQueue)
+    _queue: queue.SimpleQueue[Load | Work] = field(default_factory=queue.SimpleQueue)
 
     def listen(self) -> None:
         while True:
@@ -81,8 +86,12 @@ class _Orders:
             else:
                 self._queue.put(order)
 
-    def next(self) -> Load | Train | PutOn:
+    def next(self) -> Load | Work:
         return self._queue.get()
+
+    def waiting(self) -> bool:
+        """Whether `next` would return at once."""
+        return not self._queue.empty()
 
 
 class _Bench:
@@ -95,13 +104,29 @@ class _Bench:
         self._device: torch.device | None = None
         self._task: Task | None = None
         self._samples: Samples | None = None
+        self._ahead: Ahead | None = None  # with the task: to import it is to import torch
 
-    def obey(self, order: Load | Train | PutOn) -> None:
+    def go_ahead(self) -> None:
+        """Do what there is to do without an order, until one comes."""
+        if self._ahead is None:
+            return
+        try:
+            self._ahead.go_on(self._orders.waiting)
+        except Exception as error:  # nobody waits for it: the assignment will say what is wrong
+            log.info("nothing is trained ahead: %s", error)
+            log.debug("training ahead failed", exc_info=True)
+            if "CUDA error" in str(error):
+                os._exit(1)
+
+    def obey(self, order: Load | Work) -> None:
         if isinstance(order, Load):
             self._say(self._load(order.task))
             return
         if isinstance(order, PutOn):
             self._say(self._put_on(order))
+            return
+        if isinstance(order, Build):
+            self._say(self._build(order))
             return
         answer, broken = self._train(order)
         self._say(answer)
@@ -123,6 +148,15 @@ class _Bench:
             return Undone(order.ticket, str(error))
         return Done(order.ticket, masked, order.output, None)
 
+    def _build(self, order: Build) -> Built | Undone:
+        from partsum.node.encoder import build_start
+
+        try:
+            digest = build_start(order.change, order.against, order.digest, order.output)
+        except (PartsumError, OSError, MemoryError) as error:
+            return Undone(order.ticket, str(error))
+        return Built(order.ticket, digest, order.output)
+
     def _load(self, spec: TaskSpec) -> Loaded | NotLoaded:
         try:
             return Loaded(self._prepare(spec))
@@ -136,7 +170,12 @@ class _Bench:
         import torch
 
         from partsum.node import probe
+        from partsum.node.ahead import Ahead
         from partsum.shared import task as tasks
+
+        if self._ahead is not None:
+            self._ahead.drop()
+        self._ahead = Ahead()
 
         if self._settings.threads:
             torch.set_num_threads(self._settings.threads)
@@ -166,7 +205,8 @@ class _Bench:
         """The answer, and whether the device is broken."""
         import torch
 
-        from partsum.node.trainer import StoppedError, train
+        from partsum.node.encoder import encode_update
+        from partsum.node.trainer import StoppedError
 
         def report(progress: Progress) -> None:
             self._say(Going(order.ticket, progress))
@@ -175,10 +215,12 @@ class _Bench:
             return order.ticket in self._orders.stopped
 
         try:
-            if self._task is None:
+            if self._task is None or self._ahead is None:
                 raise TaskError("the worker was told to train before it was told the task")
-            done = train(self._task, self._job(order), report, should_stop)
-            return Done(order.ticket, done.update, done.path, done.optimizer), False
+            job = self._job(order)
+            trained = self._ahead.train(self._task, job, report, should_stop)
+            done = encode_update(trained, job)
+            return Done(order.ticket, **vars(done)), False
         except StoppedError:
             return Undone(order.ticket, ""), False
         except PartsumError as error:
@@ -219,6 +261,7 @@ class _Bench:
             samples=samples,
             output=order.output,
             device=self._device,
+            residual=order.residual,
         )
 
     def _out_of_memory(self, order: Train, error: BaseException) -> str:

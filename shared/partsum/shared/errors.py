@@ -57,7 +57,7 @@ class UpdateRefusedError(PartsumError):
     """An update that must not be merged.
 
     ``kind`` is the metric label: shape, dtype, missing, extra, damaged, not_finite, base,
-    samples, size, norm.
+    samples, size, norm, encoding.
     """
 
     def __init__(self, kind: str, message: str) -> None:

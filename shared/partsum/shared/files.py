@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from io import RawIOBase
 from pathlib import Path
 
 import xxhash
@@ -26,17 +25,6 @@ def file_digest(path: Path) -> str:
     for chunk in read_chunks(path):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def append(file: RawIOBase, data: bytes) -> int:
-    """Write all of it to an unbuffered file, which takes only a part where a disk gets full.
-
-    Returns how many bytes that is. Raises OSError where there is no room.
-    """
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) or 0 :]
-    return len(data)
 
 
 def write_file(path: Path, data: bytes) -> None:

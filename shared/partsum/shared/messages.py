@@ -15,6 +15,10 @@ if TYPE_CHECKING:  # width needs torch, and a node's daemon does without
     from partsum.shared.width import Widths
 
 
+Encoding = Literal["float32", "bfloat16", "int8"]
+"""How matrices travel; see `encoding`."""
+
+
 @dataclass(frozen=True)
 class Part:
     """For each width group that is cut, the sorted units that are kept.
@@ -39,6 +43,14 @@ class Blob:
 
     digest: str
     size_bytes: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What makes one blob out of another: an encoded change, and the blob that it is added to."""
+
+    blob: Blob
+    against: Blob
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,8 @@ class TrainSettings:
     aggregate: Literal["weights", "gradients"]
     deterministic: bool
     carry_moments: bool = False  # the update's file holds AdamW's moments beside the weights
+    proximal: float = 0.0
+    encoding: Encoding = "float32"  # of updates on their way
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,8 @@ class Assignment:
 
     ``first_sample`` and ``num_samples`` count samples of an endless shuffled walk over the
     cluster, so that rounds continue each other's epochs. ``progress`` is where on the run's
-    learning-rate schedule the assignment starts and ends, in [0, 1].
+    learning-rate schedule the assignment starts and ends, in [0, 1]. ``ahead_to`` is where the
+    part's next one will end, if it may be begun while this one's update travels; 0: it may not.
     """
 
     id: str  # "r3-p1", the part's place in the run
@@ -99,6 +114,8 @@ class Assignment:
     progress: tuple[float, float]
     settings: TrainSettings
     masking: Masking | None = None  # secure aggregation: how to mask the update
+    ahead_to: float = 0.0
+    start_delta: Delta | None = None  # makes the start out of an older one, in fewer bytes
 
 
 @dataclass(frozen=True)
@@ -116,6 +133,13 @@ class Update:
     peak_memory_bytes: int
     blob: Blob
     session: str = ""  # secure aggregation: of the masks that are on the tensors
+    encoded: Blob | None = None  # what stands in for the blob on its way
+    encoding: Encoding = "float32"  # of that
+
+    @property
+    def sent(self) -> Blob:
+        """What travels: the encoded blob where there is one."""
+        return self.encoded or self.blob
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 from partsum.shared import limits
 from partsum.shared.errors import PartsumError, WireError
 from partsum.shared.files import sync_folder
+from partsum.shared.spares import Spares
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -35,6 +36,7 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_SYNC_BYTES = 32 << 20
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -88,7 +90,7 @@ class TensorFile:
 
     def _read(self, name: str, start: int, shape: tuple[int, ...]) -> Tensor:
         tensor = torch.empty(shape, dtype=self.tensors[name].dtype)
-        view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        view = tensor.view(-1).view(torch.uint8).numpy().data
         while view:
             count = os.preadv(self._file.fileno(), [view], start)
             if count == 0:
@@ -163,7 +165,8 @@ def header_bytes(shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> i
 class TensorWriter:
     """Writes a safetensors file tensor by tensor, under a temporary name until `commit`.
 
-    ``shapes`` names all tensors to come; they must be written in `order`.
+    ``shapes`` names all tensors to come; they must be written in `order`. A file of ``spares`` is
+    written over, if there is one.
     """
 
     def __init__(
@@ -171,6 +174,7 @@ class TensorWriter:
         path: Path,
         shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
         metadata: Mapping[str, str] | None = None,
+        spares: Spares | None = None,
     ) -> None:
         self.path = path
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -202,8 +206,11 @@ class TensorWriter:
         self._shapes = shapes
         self._digest = xxhash.xxh3_128()
         self._written = 0
-        self._size = 0
-        self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 - closed by commit()
+        self._size = self._synced = 0
+        if spares is not None:
+            spares.take(self._temporary, offset)
+        mode = "r+b" if self._temporary.exists() else "wb"
+        self._file = open(self._temporary, mode, buffering=0)  # noqa: SIM115 - closed by commit()
         try:
             self._write(len(text).to_bytes(8, "little") + text)
         except BaseException:
@@ -217,18 +224,22 @@ class TensorWriter:
         while view:
             view = view[self._file.write(view) or 0 :]
 
-    def write(self, name: str, tensor: Tensor) -> None:
-        """The next tensor of `order`."""
+    def write(self, name: str, tensor: Tensor, durable: bool = False) -> None:
+        """The next tensor of `order`; ``durable`` makes `commit` wait for less."""
         assert name == self.order[self._written], f"{name} is out of order"
         assert (tensor.dtype, tuple(tensor.shape)) == self._shapes[name], f"{name} has changed"
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         if flat.numel():
             self._write(flat.view(torch.uint8).numpy().data)
         self._written += 1
+        if durable and self._size - self._synced >= _SYNC_BYTES:
+            os.fdatasync(self._file.fileno())
+            self._synced = self._size
 
     def commit(self, durable: bool = True) -> str:
         """Give the file its name, after fsync where ``durable``; returns its digest."""
         assert self._written == len(self.order), "not all tensors were written"
+        self._file.truncate(self._size)
         if durable:
             os.fsync(self._file.fileno())
         self._file.close()

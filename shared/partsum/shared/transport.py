@@ -99,6 +99,7 @@ def tune_malloc() -> None:
     if mallopt is not None:
         mallopt(-3, 64 << 20)  # M_MMAP_THRESHOLD
         mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
+        mallopt(-8, 1)  # M_ARENA_MAX: the heaps of other threads are small, and given back at once
 
 
 def release_memory() -> None:

@@ -13,6 +13,7 @@ from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared import limits, wire_secure
 from partsum.shared import messages as m
 from partsum.shared.errors import WireError
+from partsum.shared.frames import Frame
 from partsum.shared.messages import Part
 
 PROTOCOL = 2  # raised when old and new can no longer talk
@@ -28,6 +29,19 @@ _AGGREGATES: dict[Literal["weights", "gradients"], pb.Aggregate.ValueType] = {
     "weights": pb.AGGREGATE_WEIGHTS,
     "gradients": pb.AGGREGATE_GRADIENTS,
 }
+_ENCODINGS: dict[m.Encoding, pb.Encoding.ValueType] = {
+    "float32": pb.ENCODING_FLOAT32,
+    "bfloat16": pb.ENCODING_BFLOAT16,
+    "int8": pb.ENCODING_INT8,
+}
+ENCODINGS = tuple(_ENCODINGS.values())
+"""What a node of this version says it knows."""
+
+
+def known_encodings(numbers: Iterable[int]) -> set[m.Encoding]:
+    """The encodings among those that a node says it knows; float32 is always one."""
+    said = {*numbers, pb.ENCODING_FLOAT32}
+    return {name for name, number in _ENCODINGS.items() if number in said}
 
 
 def blob_to_wire(blob: m.Blob) -> pb.Blob:
@@ -101,6 +115,8 @@ def settings_to_wire(settings: m.TrainSettings) -> pb.TrainSettings:
         aggregate=_AGGREGATES[settings.aggregate],
         deterministic=settings.deterministic,
         carry_moments=settings.carry_moments,
+        proximal=settings.proximal,
+        encoding=_ENCODINGS[settings.encoding],
     )
 
 
@@ -125,6 +141,8 @@ def settings_from_wire(settings: pb.TrainSettings) -> m.TrainSettings:
         aggregate=_known(_AGGREGATES, settings.aggregate, "aggregate"),
         deterministic=settings.deterministic,
         carry_moments=settings.carry_moments,
+        proximal=limits.within(settings.proximal, 0, largest, "proximal"),
+        encoding=_known(_ENCODINGS, settings.encoding or pb.ENCODING_FLOAT32, "encoding"),
     )
 
 
@@ -138,6 +156,7 @@ def _known(table: Mapping[Name, int], value: int, what: str) -> Name:
 def assignment_to_wire(assignment: m.Assignment) -> pb.Assignment:
     """An Assignment as protobuf."""
     start, samples, masking = assignment.start, assignment.samples, assignment.masking
+    delta = assignment.start_delta
     return pb.Assignment(
         id=assignment.id,
         round=assignment.round,
@@ -153,7 +172,17 @@ def assignment_to_wire(assignment: m.Assignment) -> pb.Assignment:
         progress_end=assignment.progress[1],
         settings=settings_to_wire(assignment.settings),
         masking=wire_secure.masking_to_wire(masking) if masking else None,
+        ahead_to=assignment.ahead_to,
+        start_delta=_delta_to_wire(delta) if delta else None,
     )
+
+
+def _delta_to_wire(delta: m.Delta) -> pb.Delta:
+    return pb.Delta(blob=blob_to_wire(delta.blob), against=blob_to_wire(delta.against))
+
+
+def _delta_from_wire(delta: pb.Delta) -> m.Delta:
+    return m.Delta(blob_from_wire(delta.blob), blob_from_wire(delta.against))
 
 
 def assignment_from_wire(assignment: pb.Assignment) -> m.Assignment:
@@ -176,6 +205,8 @@ def assignment_from_wire(assignment: pb.Assignment) -> m.Assignment:
         ),
         settings=settings_from_wire(a.settings),
         masking=wire_secure.masking_from_wire(a.masking) if a.HasField("masking") else None,
+        ahead_to=limits.within(a.ahead_to, a.progress_end if a.ahead_to else 0, 1, "ahead_to"),
+        start_delta=_delta_from_wire(a.start_delta) if a.HasField("start_delta") else None,
     )
 
 
@@ -193,11 +224,13 @@ def update_to_wire(update: m.Update) -> pb.Update:
         peak_memory_bytes=update.peak_memory_bytes,
         blob=blob_to_wire(update.blob),
         session=update.session,
+        encoded=blob_to_wire(update.encoded) if update.encoded else None,
+        encoding=_ENCODINGS[update.encoding],
     )
 
 
 def update_from_wire(update: pb.Update) -> m.Update:
-    """Raises WireError where the blob's digest is not one, or a name is too long.
+    """Raises WireError where a blob's digest is not one, a name too long, an encoding not known.
 
     What it says of its training is checked against its assignment, by whoever gave that out.
     """
@@ -213,6 +246,8 @@ def update_from_wire(update: pb.Update) -> m.Update:
         peak_memory_bytes=update.peak_memory_bytes,
         blob=blob_from_wire(update.blob),
         session=limits.short(update.session, "a session"),
+        encoded=blob_from_wire(update.encoded) if update.HasField("encoded") else None,
+        encoding=_known(_ENCODINGS, update.encoding or pb.ENCODING_FLOAT32, "encoding"),
     )
 
 
@@ -238,7 +273,7 @@ def chunk_to_wire(offset: int, data: bytes) -> pb.Chunk:
     return pb.Chunk(offset=offset, data=data, checksum=xxhash.xxh3_64_intdigest(data))
 
 
-def chunk_from_wire(chunk: pb.Chunk, expected_offset: int) -> bytes:
+def chunk_from_wire(chunk: pb.Chunk | Frame, expected_offset: int) -> bytes | memoryview:
     """The chunk's bytes. Raises WireError where it is damaged, empty or not the next one."""
     if not chunk.data:
         raise WireError(f"an empty chunk came at offset {chunk.offset}: it leads nowhere")

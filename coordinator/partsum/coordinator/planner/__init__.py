@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from partsum.coordinator.planner.complement import block_parts, residual_parts
+from partsum.coordinator.planner.complement import block_parts, equal_slices, residual_parts
 from partsum.coordinator.planner.fractions import equal_fractions, measured_fractions
 from partsum.shared.config import PartsConfig
 from partsum.shared.part import WHOLE, Part
 from partsum.shared.width import Widths
 
-__all__ = ["equal_fractions", "measured_fractions", "plan_parts"]
+__all__ = ["equal_fractions", "measured_fractions", "plan_parts", "plan_slices"]
 
 
 def plan_parts(
@@ -23,6 +23,19 @@ def plan_parts(
     """
     if config.planner == "full":
         return [WHOLE] * len(fractions)
-    if config.mode == "block":
-        return block_parts(widths, fractions)
-    return residual_parts(widths, fractions, seed, round)
+    match config.mode:
+        case "block":
+            return block_parts(widths, fractions)
+        case "copies":
+            return equal_slices(widths, len(fractions))[:1] * len(fractions)
+        case "residual":
+            return residual_parts(widths, fractions, seed, round)
+
+
+def plan_slices(
+    config: PartsConfig, widths: Widths, fractions: Sequence[float], seed: int
+) -> list[Part]:
+    """What the base is made of: the first round's parts, but all slices in mode copies."""
+    if config.is_copies:
+        return equal_slices(widths, len(fractions))
+    return plan_parts(config, widths, fractions, seed, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from partsum.coordinator.planner.fractions import split_units
+from partsum.coordinator.planner.fractions import equal_fractions, split_units
 from partsum.shared.errors import WidthError
 from partsum.shared.part import Part
 from partsum.shared.width import WidthGroup, Widths
@@ -24,6 +24,19 @@ def block_parts(widths: Widths, fractions: Sequence[float]) -> list[Part]:
             part[group.name] = tuple(range(first, first + size))
             first += size
     return [Part(units) for units in owned]
+
+
+def equal_slices(widths: Widths, count: int) -> list[Part]:
+    """Every group in so many contiguous slices, all alike. Raises WidthError where they are not."""
+    for group in widths.groups:
+        if group.units % count:
+            fits = [n for n in range(1, group.units + 1) if group.units % n == 0]
+            raise WidthError(
+                f"width group {group.name!r} has {group.units} units, which are not {count} equal "
+                'slices, as mode = "copies" needs them; parts.count can be '
+                f"{', '.join(map(str, fits[1:8]))}"
+            )
+    return block_parts(widths, equal_fractions(count))
 
 
 def residual_parts(widths: Widths, fractions: Sequence[float], seed: int, round: int) -> list[Part]:

@@ -1,5 +1,7 @@
-"""Robust merging, where parts overlap: what a few hostile nodes send does not decide.
+"""What is done with updates beside taking their mean, where parts overlap.
 
-`middle` merges element by element (median, trimmed mean), `krum` leaves whole updates out, `clip`
-shortens them; `rules` puts a config's choice in front of the merge.
+Robust merging, so that a few hostile nodes do not decide: `middle` merges element by element
+(median, trimmed mean), `krum` leaves whole updates out, `clip` shortens them. `optimizers` say how
+far the base goes where the merged updates point. `aggregate` and `outer` put a config's choice to
+work.
 """

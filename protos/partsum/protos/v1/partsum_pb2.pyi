@@ -25,6 +25,28 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _Encoding:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _EncodingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Encoding.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ENCODING_UNSPECIFIED: _Encoding.ValueType  # 0
+    ENCODING_FLOAT32: _Encoding.ValueType  # 1
+    ENCODING_BFLOAT16: _Encoding.ValueType  # 2
+    ENCODING_INT8: _Encoding.ValueType  # 3
+    """in blocks of 256 with a scale each"""
+
+class Encoding(_Encoding, metaclass=_EncodingEnumTypeWrapper):
+    """How matrices travel: see shared/encoding.py."""
+
+ENCODING_UNSPECIFIED: Encoding.ValueType  # 0
+ENCODING_FLOAT32: Encoding.ValueType  # 1
+ENCODING_BFLOAT16: Encoding.ValueType  # 2
+ENCODING_INT8: Encoding.ValueType  # 3
+"""in blocks of 256 with a scale each"""
+Global___Encoding: typing_extensions.TypeAlias = Encoding
+
 class _Precision:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -119,6 +141,7 @@ class Hello(google.protobuf.message.Message):
     INSTANCE_FIELD_NUMBER: builtins.int
     PROTOCOL_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
+    ENCODINGS_FIELD_NUMBER: builtins.int
     node: builtins.str
     """its name, unique in the run"""
     instance: builtins.str
@@ -126,6 +149,10 @@ class Hello(google.protobuf.message.Message):
     protocol: builtins.int
     version: builtins.str
     """of the partsum package, for the log"""
+    @property
+    def encodings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___Encoding.ValueType]:
+        """that it knows; FLOAT32 goes without saying"""
+
     def __init__(
         self,
         *,
@@ -133,8 +160,9 @@ class Hello(google.protobuf.message.Message):
         instance: builtins.str = ...,
         protocol: builtins.int = ...,
         version: builtins.str = ...,
+        encodings: collections.abc.Iterable[Global___Encoding.ValueType] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["instance", b"instance", "node", b"node", "protocol", b"protocol", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["encodings", b"encodings", "instance", b"instance", "node", b"node", "protocol", b"protocol", "version", b"version"]) -> None: ...
 
 Global___Hello: typing_extensions.TypeAlias = Hello
 
@@ -401,6 +429,8 @@ class Assignment(google.protobuf.message.Message):
     PROGRESS_END_FIELD_NUMBER: builtins.int
     SETTINGS_FIELD_NUMBER: builtins.int
     MASKING_FIELD_NUMBER: builtins.int
+    AHEAD_TO_FIELD_NUMBER: builtins.int
+    START_DELTA_FIELD_NUMBER: builtins.int
     id: builtins.str
     round: builtins.int
     part_index: builtins.int
@@ -409,6 +439,10 @@ class Assignment(google.protobuf.message.Message):
     num_samples: builtins.int
     progress_start: builtins.float
     progress_end: builtins.float
+    ahead_to: builtins.float
+    """Where the part's next assignment will end on the schedule, if the node may begin it while this
+    one's update travels; 0: it may not, or there is none.
+    """
     @property
     def part(self) -> Global___Part: ...
     @property
@@ -429,6 +463,10 @@ class Assignment(google.protobuf.message.Message):
     def masking(self) -> Global___Masking:
         """present: mask the update before it is sent"""
 
+    @property
+    def start_delta(self) -> Global___Delta:
+        """present: the start can be had in fewer bytes"""
+
     def __init__(
         self,
         *,
@@ -446,11 +484,40 @@ class Assignment(google.protobuf.message.Message):
         progress_end: builtins.float = ...,
         settings: Global___TrainSettings | None = ...,
         masking: Global___Masking | None = ...,
+        ahead_to: builtins.float = ...,
+        start_delta: Global___Delta | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cluster", b"cluster", "masking", b"masking", "part", b"part", "samples", b"samples", "settings", b"settings", "start", b"start"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cluster", b"cluster", "first_sample", b"first_sample", "id", b"id", "masking", b"masking", "num_samples", b"num_samples", "part", b"part", "part_index", b"part_index", "progress_end", b"progress_end", "progress_start", b"progress_start", "round", b"round", "samples", b"samples", "seed", b"seed", "settings", b"settings", "start", b"start"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["cluster", b"cluster", "masking", b"masking", "part", b"part", "samples", b"samples", "settings", b"settings", "start", b"start", "start_delta", b"start_delta"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["ahead_to", b"ahead_to", "cluster", b"cluster", "first_sample", b"first_sample", "id", b"id", "masking", b"masking", "num_samples", b"num_samples", "part", b"part", "part_index", b"part_index", "progress_end", b"progress_end", "progress_start", b"progress_start", "round", b"round", "samples", b"samples", "seed", b"seed", "settings", b"settings", "start", b"start", "start_delta", b"start_delta"]) -> None: ...
 
 Global___Assignment: typing_extensions.TypeAlias = Assignment
+
+@typing.final
+class Delta(google.protobuf.message.Message):
+    """"If you hold this blob, add that one to it." What comes out must have the digest it is to have."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BLOB_FIELD_NUMBER: builtins.int
+    AGAINST_FIELD_NUMBER: builtins.int
+    @property
+    def blob(self) -> Global___Blob:
+        """an encoded change"""
+
+    @property
+    def against(self) -> Global___Blob:
+        """what it is a change of"""
+
+    def __init__(
+        self,
+        *,
+        blob: Global___Blob | None = ...,
+        against: Global___Blob | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["against", b"against", "blob", b"blob"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["against", b"against", "blob", b"blob"]) -> None: ...
+
+Global___Delta: typing_extensions.TypeAlias = Delta
 
 @typing.final
 class Masking(google.protobuf.message.Message):
@@ -488,6 +555,8 @@ class TrainSettings(google.protobuf.message.Message):
     AGGREGATE_FIELD_NUMBER: builtins.int
     DETERMINISTIC_FIELD_NUMBER: builtins.int
     CARRY_MOMENTS_FIELD_NUMBER: builtins.int
+    PROXIMAL_FIELD_NUMBER: builtins.int
+    ENCODING_FIELD_NUMBER: builtins.int
     batch_size: builtins.int
     learning_rate: builtins.float
     width_lr_power: builtins.float
@@ -501,6 +570,10 @@ class TrainSettings(google.protobuf.message.Message):
     deterministic: builtins.bool
     carry_moments: builtins.bool
     """the update's file holds the optimizer's moments too"""
+    proximal: builtins.float
+    """how strongly weights are pulled back to the start; 0: not"""
+    encoding: Global___Encoding.ValueType
+    """of the update on its way"""
     def __init__(
         self,
         *,
@@ -516,8 +589,10 @@ class TrainSettings(google.protobuf.message.Message):
         aggregate: Global___Aggregate.ValueType = ...,
         deterministic: builtins.bool = ...,
         carry_moments: builtins.bool = ...,
+        proximal: builtins.float = ...,
+        encoding: Global___Encoding.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["aggregate", b"aggregate", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "carry_moments", b"carry_moments", "deterministic", b"deterministic", "gradient_clip", b"gradient_clip", "learning_rate", b"learning_rate", "precision", b"precision", "warmup", b"warmup", "weight_decay", b"weight_decay", "width_lr_power", b"width_lr_power"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aggregate", b"aggregate", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "carry_moments", b"carry_moments", "deterministic", b"deterministic", "encoding", b"encoding", "gradient_clip", b"gradient_clip", "learning_rate", b"learning_rate", "precision", b"precision", "proximal", b"proximal", "warmup", b"warmup", "weight_decay", b"weight_decay", "width_lr_power", b"width_lr_power"]) -> None: ...
 
 Global___TrainSettings: typing_extensions.TypeAlias = TrainSettings
 
@@ -864,6 +939,8 @@ class Update(google.protobuf.message.Message):
     PEAK_MEMORY_BYTES_FIELD_NUMBER: builtins.int
     BLOB_FIELD_NUMBER: builtins.int
     SESSION_FIELD_NUMBER: builtins.int
+    ENCODED_FIELD_NUMBER: builtins.int
+    ENCODING_FIELD_NUMBER: builtins.int
     assignment: builtins.str
     round: builtins.int
     part_index: builtins.int
@@ -875,8 +952,13 @@ class Update(google.protobuf.message.Message):
     peak_memory_bytes: builtins.int
     session: builtins.str
     """of the masks that are on it; empty: none"""
+    encoding: Global___Encoding.ValueType
     @property
     def blob(self) -> Global___Blob: ...
+    @property
+    def encoded(self) -> Global___Blob:
+        """present: this travels, and blob is what the node makes of it"""
+
     def __init__(
         self,
         *,
@@ -891,9 +973,11 @@ class Update(google.protobuf.message.Message):
         peak_memory_bytes: builtins.int = ...,
         blob: Global___Blob | None = ...,
         session: builtins.str = ...,
+        encoded: Global___Blob | None = ...,
+        encoding: Global___Encoding.ValueType = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["blob", b"blob"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "blob", b"blob", "loss", b"loss", "num_samples", b"num_samples", "part_index", b"part_index", "peak_memory_bytes", b"peak_memory_bytes", "round", b"round", "samples_per_second", b"samples_per_second", "session", b"session", "start_digest", b"start_digest", "train_seconds", b"train_seconds"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["blob", b"blob", "encoded", b"encoded"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "blob", b"blob", "encoded", b"encoded", "encoding", b"encoding", "loss", b"loss", "num_samples", b"num_samples", "part_index", b"part_index", "peak_memory_bytes", b"peak_memory_bytes", "round", b"round", "samples_per_second", b"samples_per_second", "session", b"session", "start_digest", b"start_digest", "train_seconds", b"train_seconds"]) -> None: ...
 
 Global___Update: typing_extensions.TypeAlias = Update
 

@@ -3,10 +3,12 @@
 Each field is followed by what it does; docs/configuration.md is generated from these lines.
 """
 
+from partsum.shared.config.outer import OuterConfig
 from partsum.shared.config.run import RunConfig
 from partsum.shared.config.section import Section
 from partsum.shared.config.text import load_config, parse_config
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
+from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import (
     DataConfig,
     HandoffConfig,
@@ -20,6 +22,7 @@ __all__ = [
     "DataConfig",
     "HandoffConfig",
     "MergeConfig",
+    "OuterConfig",
     "PartsConfig",
     "PrivacyConfig",
     "RoundsConfig",
@@ -28,6 +31,7 @@ __all__ = [
     "ServerConfig",
     "TaskConfig",
     "TrainingConfig",
+    "WireConfig",
     "load_config",
     "parse_config",
 ]

@@ -1,9 +1,11 @@
-"""What [merge] and [privacy] ask of the rest of a config."""
+"""What [merge], [outer], [privacy], [wire] and keys of [training] ask of the rest of a config."""
 
 from __future__ import annotations
 
+from partsum.shared.config.outer import OuterConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig
-from partsum.shared.config.work import HandoffConfig, PartsConfig, RoundsConfig
+from partsum.shared.config.wire import WireConfig
+from partsum.shared.config.work import HandoffConfig, PartsConfig, RoundsConfig, TrainingConfig
 from partsum.shared.secure import LEAST_MEMBERS
 
 _LEAST = {"trimmed_mean": (2, 1), "krum": (2, 3), "multi_krum": (2, 3)}  # a f + b updates
@@ -24,6 +26,73 @@ def check_merge(merge: MergeConfig, parts: PartsConfig) -> None:
             f"parts ({times} x hostile + {more}), but parts.count is {parts.count}: with fewer the "
             "hostile ones could decide. Raise parts.count or lower merge.hostile"
         )
+
+
+def check_outer(outer: OuterConfig, parts: PartsConfig) -> None:
+    """Raise ValueError where there is no change of the base to take a step along."""
+    if outer.optimizer == "average":
+        return
+    if parts.is_block:
+        raise ValueError(
+            f'outer.optimizer = "{outer.optimizer}" needs parts that share the base: in mode block '
+            "each weight belongs to one part, which goes on from its own last weights and never "
+            "from the base, so a step on the base would be lost. Set parts.planner = "
+            '"full" or parts.mode = "residual"'
+        )
+    if parts.is_copies:
+        raise ValueError(
+            f'outer.optimizer = "{outer.optimizer}" does not go with parts.mode = "copies": the '
+            'base is made anew of copies each round. Set parts.mode = "residual" or '
+            'parts.planner = "full"'
+        )
+    if parts.aggregate == "gradients":
+        raise ValueError(
+            f'outer.optimizer = "{outer.optimizer}" needs parts.aggregate = "weights": merged '
+            "gradients are stepped on by the coordinator's AdamW already, with [training]'s "
+            "learning_rate and betas"
+        )
+
+
+def check_proximal(training: TrainingConfig, parts: PartsConfig) -> None:
+    """Raise ValueError where no node would be pulled anywhere."""
+    if not training.proximal:
+        return
+    if parts.is_block:
+        raise ValueError(
+            f"training.proximal = {training.proximal:g} needs parts that start from the base: in "
+            "mode block a part goes on from its own last weights, and there is nothing that it "
+            'should stay near to. Set parts.planner = "full" or parts.mode = "residual"'
+        )
+    if parts.aggregate == "gradients":
+        raise ValueError(
+            f'training.proximal = {training.proximal:g} needs parts.aggregate = "weights": with '
+            "gradients a node never leaves its start"
+        )
+
+
+def check_ahead(
+    training: TrainingConfig, parts: PartsConfig, wire: WireConfig, deterministic: bool
+) -> None:
+    """Raise ValueError where what is done ahead would be in vain, or break another promise."""
+    if not training.ahead:
+        return
+    wrong = {
+        'needs parts.planner = "full" or parts.mode = "block": elsewhere a part is cut anew from '
+        "the base each round, so nobody can begin it before it comes": not (
+            parts.is_block or parts.planner == "full"
+        ),
+        'needs parts.aggregate = "weights": with gradients nodes do not step': (
+            parts.aggregate == "gradients"
+        ),
+        "does not go with training.proximal: what weights are to stay near to comes only with the "
+        "next assignment": training.proximal > 0,
+        "needs deterministic = false here: how far ahead a node gets depends on time, which shows "
+        'in all weights but those of mode block with wire.up = "float32"': deterministic
+        and not (parts.is_block and wire.up == "float32"),
+    }
+    for why, refused in wrong.items():
+        if refused:
+            raise ValueError(f"training.ahead {why}")
 
 
 def check_privacy(
@@ -68,3 +137,33 @@ def check_secrecy(
     for why, refused in wrong.items():
         if refused:
             raise ValueError(f"privacy.secure_aggregation: {why}")
+
+
+def check_wire(wire: WireConfig, parts: PartsConfig, privacy: PrivacyConfig) -> None:
+    """Raise ValueError where fewer bytes would spoil what travels."""
+    if wire.up == wire.down == "float32":
+        return
+    which = f'"{wire.up}"' if wire.up != "float32" else f'"{wire.down}"'
+    wrong = {
+        f"{which} does not go with privacy.secure_aggregation: masks need every bit of a sum": (
+            privacy.secure_aggregation
+        ),
+        f'{which} does not go with parts.moments = "travel": a second moment that is rounded to '
+        "zero would make a step of any size": parts.moments == "travel",
+        f'{which} needs parts.aggregate = "weights": a gradient has no start that its change could '
+        "be measured from": parts.aggregate == "gradients",
+        f"{which} needs parts.local_epochs above 0: without training there is no change to send": (
+            parts.local_epochs == 0
+        ),
+        f'down = "{wire.down}" needs parts.planner = "full" or parts.mode = "residual": in mode '
+        "block a part goes on from what its node has, and nothing goes down": (
+            wire.down != "float32" and parts.is_block
+        ),
+        'down = "int8" needs parts.planner = "full": elsewhere nodes start from other weights than '
+        'the base, and have no earlier one that its change could be against. Take "bfloat16"': (
+            wire.down == "int8" and parts.planner != "full"
+        ),
+    }
+    for why, refused in wrong.items():
+        if refused:
+            raise ValueError(f"wire: {why}")

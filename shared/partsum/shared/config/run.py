@@ -6,9 +6,19 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from partsum.shared.config.fit import check_merge, check_privacy, check_secrecy
+from partsum.shared.config.fit import (
+    check_ahead,
+    check_merge,
+    check_outer,
+    check_privacy,
+    check_proximal,
+    check_secrecy,
+    check_wire,
+)
+from partsum.shared.config.outer import OuterConfig
 from partsum.shared.config.section import Section
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
+from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import (
     DataConfig,
     HandoffConfig,
@@ -37,7 +47,9 @@ class RunConfig(Section):
     parts: PartsConfig = PartsConfig()
     training: TrainingConfig = TrainingConfig()
     rounds: RoundsConfig = RoundsConfig()
+    wire: WireConfig = WireConfig()
     merge: MergeConfig = MergeConfig()
+    outer: OuterConfig = OuterConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     handoff: HandoffConfig = HandoffConfig()
     server: ServerConfig = ServerConfig()
@@ -51,6 +63,10 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _promises_that_can_be_kept(self) -> RunConfig:
         check_merge(self.merge, self.parts)
+        check_outer(self.outer, self.parts)
+        check_proximal(self.training, self.parts)
         check_privacy(self.privacy, self.merge, self.parts, self.handoff)
         check_secrecy(self.privacy, self.merge, self.parts, self.rounds)
+        check_wire(self.wire, self.parts, self.privacy)
+        check_ahead(self.training, self.parts, self.wire, self.deterministic)
         return self

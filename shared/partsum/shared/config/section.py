@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _pair(value: Any) -> Any:
+    """TOML knows lists alone."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Betas = Annotated[tuple[Fraction, Fraction], BeforeValidator(_pair)]
 
 
 class Section(BaseModel):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from partsum.shared.config.section import Fraction, NotNegative, Positive, Section
+from partsum.shared.config.section import Betas, Fraction, NotNegative, Positive, Section
 from partsum.shared.limits import BEAT_SECONDS
 
 
@@ -38,9 +38,10 @@ class PartsConfig(Section):
 
     planner: Literal["complement", "full"] = "complement"
     """complement: disjoint parts that cover the width; full: federated averaging of the base."""
-    mode: Literal["block", "residual"] = "block"
+    mode: Literal["block", "residual", "copies"] = "block"
     """block: slice every width axis, once and for all; residual: slice hidden axes, re-drawn each
-    round."""
+    round; copies: slice as in block, but all nodes train the first slice on their own data and
+    average it each round, and the base is made of copies of it, which part in the hand-off."""
     count: Positive = 4
     """How many parts. Fewer nodes than parts take several each, one after the other."""
     fractions: Literal["equal", "measured"] | list[Fraction] = "equal"
@@ -74,6 +75,15 @@ class PartsConfig(Section):
                     f"fractions add up to {sum(self.fractions):g}; complementary parts must keep "
                     "the whole width between them, so they have to add up to 1"
                 )
+        if self.is_copies and self.fractions != "equal":
+            raise ValueError(
+                'mode = "copies" needs fractions = "equal": all of its slices are copies of one'
+            )
+        if self.is_copies and self.aggregate == "gradients":
+            raise ValueError(
+                'aggregate = "gradients" needs mode = "residual" or planner = "full": in mode '
+                '"copies" the base is made of what nodes trained'
+            )
         if self.aggregate == "gradients" and self.is_block:
             raise ValueError(
                 'aggregate = "gradients" needs mode = "residual" or planner = "full": in mode '
@@ -88,8 +98,13 @@ class PartsConfig(Section):
 
     @property
     def is_block(self) -> bool:
-        """Whether every width axis is sliced, once and for all."""
+        """Whether every width axis is sliced, once and for all, and each slice is a part."""
         return self.planner == "complement" and self.mode == "block"
+
+    @property
+    def is_copies(self) -> bool:
+        """Whether all parts are one slice, which the base is made of copies of."""
+        return self.planner == "complement" and self.mode == "copies"
 
 
 class TrainingConfig(Section):
@@ -104,22 +119,22 @@ class TrainingConfig(Section):
     square-root rule, 1 is muP's, better when the parts phase is short."""
     weight_decay: NotNegative = 0.01
     """AdamW's decoupled weight decay."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    betas: Betas = (0.9, 0.99)
     """AdamW's decay rates of the first and second moment."""
     gradient_clip: NotNegative = 0.0
     """Clip the gradient's norm to this; 0 does not clip."""
+    proximal: NotNegative = 0.0
+    """FedProx's mu: pulls a part's weights back to those that its round started from, by mu times
+    their distance; 0 does not. Needs planner = "full" or mode = "residual"."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Share of the run's schedule with a linear warm-up; cosine decay to zero after it."""
     parts_share: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = "auto"
     """Where on the schedule the hand-off starts; auto computes it from the FLOPs of both phases."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 trains under autocast; weights stay float32."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _betas_are_a_pair(cls, values: Any) -> Any:
-        betas = values.get("betas") if isinstance(values, dict) else None
-        return {**values, "betas": tuple(betas)} if isinstance(betas, list) else values
+    ahead: bool = False
+    """Nodes go on training while their update travels and is merged: at most one round ahead. In
+    mode block nothing else changes; with planner = "full" the others' work arrives a round late."""
 
 
 class RoundsConfig(Section):
@@ -137,12 +152,13 @@ class RoundsConfig(Section):
     """Nodes say this often that they live; three missed and the node counts as gone."""
     return_seconds: NotNegative | None = None
     """A lost node's part waits this long for it before another may take it; by default two
-    heartbeats, or 60 seconds where that node alone has the part's moments and the run is
-    deterministic. A node that is back in time goes on exactly where it was."""
+    heartbeats, or 60 seconds where that node alone has the part's moments, or what encoding it
+    lost (`wire.up`), and the run is deterministic. A node that is back in time goes on exactly
+    where it was."""
     backup_after: NotNegative = 2.0
     """Once half of a round's parts are in, one that takes longer than this many times their median
     goes to an idle node too, and the first to deliver counts; 0 never. Not in a deterministic run
-    whose moments stay with their nodes: the second node would send other bytes."""
+    whose parts wait for their nodes: the second node would send other bytes."""
     refusals: Positive = 3
     """After this many refused or failed updates in a row a node is quarantined: no more work."""
 

@@ -214,7 +214,8 @@ def _thinned(windows: Windows, count: int) -> Windows:
     total = len(windows)
     if not 0 < count < total:
         return windows
-    kept = torch.linspace(0, total - 1, count).long()
+    # A model that is built on the meta device may be the first to ask for the texts.
+    kept = torch.linspace(0, total - 1, count, device="cpu").long()
     contexts, targets = (tensor[kept] for tensor in windows.tensors)
     return Windows(torch.cat([contexts, targets[:, -1:]], dim=1), windows.keys[kept.numpy()])
 

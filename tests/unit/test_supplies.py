@@ -1,0 +1,117 @@
+"""What an assignment needs, found on the node's disk: no network, and no worker, is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from partsum.node.blobs import BlobCache
+from partsum.node.client import Client
+from partsum.node.orders import Train
+from partsum.node.process import WorkerProcess
+from partsum.node.state import Finished, NodeState
+from partsum.node.supplies import Supplies
+from partsum.shared.files import file_digest
+from partsum.shared.messages import Assignment, Blob, Part, TrainSettings, Update
+
+SETTINGS = TrainSettings(
+    batch_size=8,
+    learning_rate=1e-3,
+    width_lr_power=0.5,
+    weight_decay=0.0,
+    betas=(0.9, 0.99),
+    gradient_clip=0.0,
+    warmup=0.0,
+    precision="float32",
+    aggregate="weights",
+    deterministic=True,
+    encoding="int8",
+)
+
+
+def given(round: int, start: Blob, cluster: Blob) -> Assignment:
+    return Assignment(
+        id=f"r{round}-p0",
+        round=round,
+        part_index=0,
+        part=Part({}),
+        seed=1,
+        start=start,
+        cluster=cluster,
+        samples=None,
+        first_sample=0,
+        num_samples=8,
+        progress=(0.0, 0.1),
+        settings=SETTINGS,
+    )
+
+
+class Disk:
+    """A node's folder, in one of its lives."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = NodeState(folder)
+        self.blobs = BlobCache(self.state.blobs, 1 << 20)
+        worker = WorkerProcess(print, random.Random(1))
+        self.supplies = Supplies(Client("nowhere:1", "n"), worker, self.state, self.blobs, _never)
+
+    def put(self, data: bytes, residual: bytes = b"") -> Blob:
+        file, beside = self.blobs.folder / "new", self.blobs.folder / "beside"
+        file.write_bytes(data)
+        if residual:
+            beside.write_bytes(residual)
+        blob = Blob(file_digest(file), len(data))
+        self.blobs.add(file, blob.digest, residual=beside if residual else None)
+        return blob
+
+    def order(self, assignment: Assignment) -> Train:
+        return asyncio.run(self.supplies.order(assignment))
+
+
+async def _never(transfer: Callable[[], Awaitable[Path]]) -> Path:
+    raise AssertionError("all is here already")
+
+
+def finished(round: int, blob: Blob) -> Finished:
+    return Finished(
+        "key", Update(f"r{round}-p0", round, 0, "", 8, 1.0, 1.0, 1.0, 1, blob, "", blob)
+    )
+
+
+def test_what_an_encoding_lost_is_found_again_after_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing((first := Disk(tmp_path)).state):
+        update = first.put(b"an update", residual=b"what was lost")
+        base, cluster = first.put(b"the base"), first.put(b"12345678")
+        first.state.finish(finished(4, update))
+    with closing((second := Disk(tmp_path)).state), caplog.at_level(logging.WARNING):
+        # The base is new each round: the last update of the part says whose residual it is.
+        order = second.order(given(5, base, cluster))
+        assert order.residual is not None
+        assert order.residual.read_bytes() == b"what was lost"
+        # In mode block the start is that update.
+        assert second.order(given(9, update, cluster)).residual == order.residual
+        assert not caplog.messages
+        for _ in range(2):  # another node has trained the part since
+            assert second.order(given(7, base, cluster)).residual is None
+        assert [text for text in caplog.messages if "lost" in text] == caplog.messages
+        assert len(caplog.messages) == 1, "it is said once"
+
+
+def test_in_float32_nothing_is_lost_or_looked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing((disk := Disk(tmp_path)).state), caplog.at_level(logging.WARNING):
+        update, cluster = disk.put(b"an update", residual=b"lost"), disk.put(b"12345678")
+        plain = dataclasses.replace(SETTINGS, encoding="float32")
+        order = disk.order(dataclasses.replace(given(3, update, cluster), settings=plain))
+        assert order.residual is None
+        assert not caplog.messages
