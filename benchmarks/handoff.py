@@ -127,6 +127,7 @@ def main() -> int:
     options = flags.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     epochs = 2.0 if options.quick else 6.0
+    console = wide_console()
     found: dict[tuple[int, str], dict[str, float]] = {}
     folder = options.folder.resolve() / "handoff"
     try:
@@ -134,11 +135,11 @@ def main() -> int:
             job, size = prepare(width, epochs, folder / f"{width}-{time.time_ns()}")
             for way, run in ((OFFLOAD, offloaded), (PLAIN, plain)):
                 found[width, way] = {**run(job), "parameters": float(size)}
+                console.print(f"width {width}, {way}: done")
     except PartsumError as error:
         print(f"handoff: {error}", file=sys.stderr)
         return error.exit_code
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "the process, on CPU"
-    console = wide_console()
     console.print(table(found), f"memory is {device}'s", sep="\n")
     if options.json:
         names = {key: f"{key[0]}/{'offload' if key[1] == OFFLOAD else 'plain'}" for key in found}

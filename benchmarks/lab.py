@@ -18,7 +18,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -133,13 +133,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--tasks", nargs="+", choices=BENCHES, default=list(BENCHES))
     flags.add_argument("--only", default="", metavar="TEXT", help="recipes whose names have it")
     flags.add_argument("--seeds", type=int, default=2, help="how many (default: %(default)s)")
+    flags.add_argument("--budget", type=float, metavar="T", help="in place of the task's own")
     flags.add_argument("--folder", type=Path, default=_FOLDER, help="(default: %(default)s)")
     options = flags.parse_args(arguments)
     torch.set_num_threads(1)  # results do not depend on the number of cores then
     console = wide_console()
     for task in options.tasks:
         bench = BENCHES[task]
-
+        if options.budget:
+            bench = replace(bench, load=replace(bench.load, budget=options.budget))
         target = targets(ask(bench, "rivals", "", options.seeds, options.folder))
         for question in options.questions:
             found = ask(bench, question, options.only, options.seeds, options.folder)

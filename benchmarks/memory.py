@@ -75,16 +75,18 @@ def main() -> int:
     options = flags.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     models, nodes = (part[: 2 if options.quick else None] for part in (MODEL_MEGABYTES, NODES))
+    console = wide_console()
     found: dict[tuple[int, int], int] = {}
     try:
         for model in models:
             for count in nodes:
                 seen = measure(Orders(count, ROUNDS, drop=0.0, seed=0), None, model * 1_000_000)
                 found[model, count] = seen.coordinator_peak_bytes
+                console.print(f"{model} MB, {count} nodes: {found[model, count] / 1e6:,.0f} MB")
     except PartsumError as error:
         print(f"memory: {error}", file=sys.stderr)
         return error.exit_code
-    wide_console().print(table(found))
+    console.print(table(found))
     if options.json:
         figures = {
             f"{model}MB_{count}nodes_peak_bytes": float(v) for (model, count), v in found.items()

@@ -29,7 +29,7 @@ from benchmarks.harness import parser, wide_console, write_figures
 
 from partsum.shared.errors import EXIT_STOPPED, PartsumError
 
-_RIVALS = ("dp_small", "dp_large")  # the target is theirs, so they always run
+RIVALS = ("dp_small", "dp_tiny", "dp_large")  # the target is theirs, so they always run
 _TURNS = 7  # of the stopwatch
 
 
@@ -47,7 +47,7 @@ def compare(
         best = max(tried, key=lambda rate: tried[rate])
         runs = [_run(contest, method, best, seed, folder, console) for seed in range(seeds)]
         curves += _curves(contest, method, best, runs, tried)
-        if method.name in _RIVALS:
+        if method.name in RIVALS:
             for rate, marks in first.items():
                 shown = runs if rate == best else [marks]
                 rivals += _curves(contest, method, rate, shown, tried)
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)  # steps of two threads cannot be told from what else the cores do
     console = wide_console()
     folder: Path = options.folder / ("quick" if options.quick else "full") / "time_to_accuracy"
-    chosen = [m for m in METHODS if m.name in {*options.methods, *_RIVALS}]
+    chosen = [m for m in METHODS if m.name in {*options.methods, *RIVALS}]
     found: dict[str, float] = {}
     drawn: list[tuple[Comparison, str]] = []
     try:

@@ -20,7 +20,7 @@ class Sizes:
     """What fits a task."""
 
     small: int
-    """Data-parallel training's small batch, over all nodes; a hand-off's too."""
+    """Data-parallel training's small batch, over all nodes; a hand-off's too; tiny is half."""
     large: int
     rates: tuple[float, ...]
     """Learning rates that every method is tried with."""
@@ -109,6 +109,7 @@ METHODS = (
     Method("staged", "8, then 4 parts + hand-off", staged),
     Method("averaged", "one eighth, averaged + hand-off", averaged),
     Method("dp_small", "data-parallel, small batch", lambda s, r: _data_parallel(s.small, r)),
+    Method("dp_tiny", "data-parallel, tiny batch", lambda s, r: _data_parallel(s.small // 2, r)),
     Method("dp_large", "data-parallel, large batch", lambda s, r: _data_parallel(s.large, r), True),
     Method("ensemble", "parts, never merged", never_merged),
     Method("cloned", "one slice, cloned + hand-off", cloned),

@@ -13,7 +13,7 @@ _LABELS = {
     "1gbit": "seconds: measured steps, and bytes at 1 Gbit/s",
     "bytes": "MB sent and received by a node",
 }
-_STRONG = ("parts", "staged", "dp_small", "dp_large")
+_STRONG = ("parts", "dp_small", "dp_tiny", "dp_large")
 _DPI = 110
 
 

@@ -198,12 +198,13 @@ def _cloned(bench: Bench) -> dict[str, Recipe]:
         ((8, 0.25), (4, 0.5), (1, 1.0)),
         ((8, 0.2), (4, 0.4), (2, 0.6), (1, 1.0)),
         ((4, 0.25), (1, 1.0)),
+        ((4, 1.0),),
+        ((8, 1.0),),
     )
     found = {}
     for plan in plans:
         recipe = bench.grown(*plan)
-        grown = [replace(stage, cloned=True) for stage in recipe.stages[:-1]]
-        stages = (*grown, recipe.stages[-1])
+        stages = tuple(replace(stage, cloned=stage.parts > 1) for stage in recipe.stages)
         found[f"one of {_name(plan)}"] = replace(recipe, stages=stages)
     return found
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.encoded.cluster import Outcome
+from benchmarks.harness import Spread
 
+_LEAST_POINTS = 3.0  # of an axis: noise must not look like a difference
 _MARKS = {"float32": "o", "bfloat16": "s", "int8": "^"}
 
 
 def draw(planners: Mapping[str, Mapping[str, Sequence[Outcome]]], path: Path) -> None:
-    """Write a PNG with a panel for each planner: mean accuracy over seeds against megabytes."""
+    """Write a PNG with a panel for each planner: accuracy over seeds against megabytes moved."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -24,9 +26,12 @@ def draw(planners: Mapping[str, Mapping[str, Sequence[Outcome]]], path: Path) ->
     for axis, (name, rows) in zip(axes[0], planners.items(), strict=True):
         for row, outcomes in rows.items():
             moved = fmean(o.sent_bytes + o.fetched_bytes for o in outcomes) / 1e6
-            accuracy = 100 * fmean(o.accuracy for o in outcomes)
+            found = Spread.of([100 * o.accuracy for o in outcomes])
             mark = _MARKS[row.split()[0]]
-            axis.scatter([moved], [accuracy], marker=mark, label=row, s=45)
+            axis.errorbar([moved], [found.mean], [found.deviation], fmt=mark, label=row, capsize=3)
+        low, high = axis.get_ylim()
+        margin = max(0.0, (_LEAST_POINTS - (high - low)) / 2)
+        axis.set_ylim(low - margin, high + margin)
         axis.set_title(name)
         axis.set_xlabel("MB moved, both ways, all nodes")
         axis.set_xscale("log")

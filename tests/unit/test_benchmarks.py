@@ -31,7 +31,7 @@ from benchmarks.accuracy.simulator import (
 from benchmarks.accuracy.stopwatch import measure
 from benchmarks.accuracy.workload import CPU, Workload
 from benchmarks.harness import Spread, to_toml, wide_console, write_figures
-from benchmarks.time_to_accuracy import compare
+from benchmarks.time_to_accuracy import RIVALS, compare
 
 from partsum.coordinator.base import seeded_model
 from partsum.coordinator.clusters import make_clusters
@@ -223,10 +223,10 @@ def test_the_target_is_the_better_data_parallels_at_half_of_its_budget() -> None
 
 
 def test_the_benchmark_compares_draws_and_writes_figures(tmp_path: Path) -> None:
-    methods = [method for method in METHODS if method.name in {"parts", "dp_small", "dp_large"}]
+    methods = [method for method in METHODS if method.name in {"parts", *RIVALS}]
     compared = compare(CONTEST, methods, 1, tmp_path, wide_console())
-    assert tables.outcomes(CONTEST, compared).row_count == 4  # one more: on one host
-    assert tables.targets(CONTEST, compared).row_count == 4
+    assert tables.outcomes(CONTEST, compared).row_count == 5  # one more: on one host
+    assert tables.targets(CONTEST, compared).row_count == 5
     write_figures(tmp_path / "figures.json", tables.figures(CONTEST, compared))
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["digits/parts/accuracy"] > 0.6

@@ -124,7 +124,7 @@ def test_gradients_are_refused_in_mode_block_and_taken_where_parts_share_paramet
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("[parts]\nmode = 'residual'", "units are drawn anew each round"),
+        ("[parts]\nmode = 'residual'", "a part is cut anew from the base each round"),
         ("[parts]\nplanner = 'full'\naggregate = 'gradients'", "nodes do not step"),
         ("proximal = 0.1\n[parts]\nplanner = 'full'", "does not go with training.proximal"),
         ("[parts]\nplanner = 'full'", "needs deterministic = false here"),

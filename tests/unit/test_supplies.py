@@ -115,3 +115,34 @@ def test_in_float32_nothing_is_lost_or_looked_for(
         order = disk.order(dataclasses.replace(given(3, update, cluster), settings=plain))
         assert order.residual is None
         assert not caplog.messages
+
+
+def test_moments_of_the_last_update_are_kept_only_where_the_assignment_says_so(
+    tmp_path: Path,
+) -> None:
+    with closing(NodeState(tmp_path)) as state:
+        blobs = BlobCache(state.blobs, 1 << 20)
+        worker = WorkerProcess(print, random.Random(1))
+        supplies = Supplies(Client("nowhere:1", "n"), worker, state, blobs, _never)
+
+        def put(data: bytes, moments: bytes = b"") -> Blob:
+            file, beside = blobs.folder / "new", blobs.folder / "beside"
+            file.write_bytes(data)
+            if moments:
+                beside.write_bytes(moments)
+            blob = Blob(file_digest(file), len(data))
+            blobs.add(file, blob.digest, beside if moments else None)
+            return blob
+
+        cluster, start = put(b"cluster"), put(b"the mean of all")
+        update = Update("r2-p0", 2, 0, "", 8, 0.5, 1.0, 8.0, 1, put(b"mine", b"moments"))
+        state.finish(Finished("key", update))
+        plain = given(3, start, cluster)
+        kept = dataclasses.replace(plain, settings=dataclasses.replace(SETTINGS, keep_moments=True))
+        assert asyncio.run(supplies.order(plain)).optimizer is None
+        found = asyncio.run(supplies.order(kept)).optimizer
+        assert found is not None
+        assert found.read_bytes() == b"moments"
+        for other in ({"round": 4}, {"part_index": 1}):
+            order = asyncio.run(supplies.order(dataclasses.replace(kept, **other)))  # type: ignore[arg-type]
+            assert order.optimizer is None

@@ -38,6 +38,7 @@ settings = st.builds(
     precision=st.sampled_from(["float32", "bfloat16"]),
     aggregate=st.sampled_from(["weights", "gradients"]),
     deterministic=st.booleans(),
+    keep_moments=st.booleans(),
 )
 assignments = st.builds(
     m.Assignment,

@@ -96,7 +96,8 @@ class NodeDesk:
         planned = round.plan.parts[part]
         goes_on = round.plan.round > 0 and planned.start is not None
         if needs_its_node(self._run.config) and goes_on and planned.holder != name:
-            what = "moments" if self._run.config.parts.is_block else "encoding's losses"
+            full = self._run.config.parts.planner == "full"
+            what = "encoding's losses" if full else "moments"
             where = f"are with {planned.holder}" if planned.holder else "may be lost"
             text = (
                 f"part {part} goes to {name}, but its {what} {where}: the weights will not be "

@@ -39,11 +39,12 @@ def round_settings(config: RunConfig) -> RoundSettings:
 def needs_its_node(config: RunConfig) -> bool:
     """Whether only the node that trained a part before can go on with the same bytes.
 
-    It alone has the part's moments (mode block), or what encoding the last update lost.
+    It alone has the part's moments (modes block and copies), or what encoding the last update
+    lost.
     """
     parts = config.parts
-    moments = parts.is_block and parts.moments == "local"
-    residuals = config.wire.up != "float32" and (parts.planner == "full" or parts.is_copies)
+    moments = parts.is_copies or (parts.is_block and parts.moments == "local")
+    residuals = config.wire.up != "float32" and parts.planner == "full"
     return config.deterministic and (moments or residuals)
 
 
@@ -120,6 +121,7 @@ def train_settings(config: RunConfig) -> TrainSettings:
         carry_moments=config.parts.moments == "travel",
         proximal=training.proximal,
         encoding=config.wire.up,
+        keep_moments=config.parts.is_copies,
     )
 
 

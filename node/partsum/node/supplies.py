@@ -52,7 +52,7 @@ class Supplies:
             ticket=ticket,
             assignment=a,
             start=await self._start(a.start, a.start_delta) if a.start else None,
-            optimizer=self._blobs.companion(a.start.digest) if a.start else None,
+            optimizer=self._moments(a) if a.start else None,
             cluster=await self._fetch(a.cluster),
             samples=await self._fetch(a.samples) if a.samples else None,
             output=self._blobs.folder / f"update-{ticket}",
@@ -84,13 +84,23 @@ class Supplies:
             self._blobs.sweep(output)
             log.warning("the start came out different from what it should be; fetching it whole")
 
+    def _moments(self, a: Assignment) -> Path | None:
+        """AdamW's moments: those beside the start, or the last update's where they are kept."""
+        assert a.start is not None
+        last = self._last(a) if a.settings.keep_moments else []
+        kept = (self._blobs.companion(blob.digest) for blob in (a.start, *last))
+        return next(filter(None, kept), None)
+
+    def _last(self, a: Assignment) -> list[Blob]:
+        """This node's update of the part in the round before, if it made one."""
+        updates = [known.update for known in self._state.finished()]
+        return [u.blob for u in updates if (u.part_index, u.round) == (a.part_index, a.round - 1)]
+
     def _residual(self, a: Assignment) -> Path | None:
         """What the encoding of the part's last update lost: beside the start where that is it."""
         if a.settings.encoding == "float32" or a.start is None:
             return None
-        updates = [known.update for known in self._state.finished()]
-        last = [u.blob for u in updates if (u.part_index, u.round) == (a.part_index, a.round - 1)]
-        kept = [self._blobs.residual(blob.digest) for blob in (a.start, *last)]
+        kept = [self._blobs.residual(blob.digest) for blob in (a.start, *self._last(a))]
         found = next(filter(None, kept), None)
         if found is None and a.round > 0 and not self._said_anew:
             self._said_anew = True

@@ -182,7 +182,8 @@ def _go_on(job: Job, model: PartModel, optimizer: torch.optim.Optimizer) -> None
     source = job.start if a.settings.carry_moments else job.optimizer
     if source is not None and load_moments(source, model.module, optimizer, a.part):
         return
-    if job.start is not None and _trained_part(job.start) == part_digest(a.part):
+    kept = a.settings.keep_moments and a.round > 0
+    if job.start is not None and (kept or _trained_part(job.start) == part_digest(a.part)):
         outcome = "; the run's weights will not be those of an undisturbed run"
         log.warning(
             "assignment %s begins without the optimizer's moments: this node has not trained the "

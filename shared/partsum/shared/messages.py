@@ -89,6 +89,7 @@ class TrainSettings:
     carry_moments: bool = False  # the update's file holds AdamW's moments beside the weights
     proximal: float = 0.0
     encoding: Encoding = "float32"  # of updates on their way
+    keep_moments: bool = False  # of this node's last update of the part, whatever the start
 
 
 @dataclass(frozen=True)

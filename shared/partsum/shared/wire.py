@@ -116,6 +116,7 @@ def settings_to_wire(settings: m.TrainSettings) -> pb.TrainSettings:
         deterministic=settings.deterministic,
         carry_moments=settings.carry_moments,
         proximal=settings.proximal,
+        keep_moments=settings.keep_moments,
         encoding=_ENCODINGS[settings.encoding],
     )
 
@@ -142,6 +143,7 @@ def settings_from_wire(settings: pb.TrainSettings) -> m.TrainSettings:
         deterministic=settings.deterministic,
         carry_moments=settings.carry_moments,
         proximal=limits.within(settings.proximal, 0, largest, "proximal"),
+        keep_moments=settings.keep_moments,
         encoding=_known(_ENCODINGS, settings.encoding or pb.ENCODING_FLOAT32, "encoding"),
     )
 

@@ -556,6 +556,7 @@ class TrainSettings(google.protobuf.message.Message):
     DETERMINISTIC_FIELD_NUMBER: builtins.int
     CARRY_MOMENTS_FIELD_NUMBER: builtins.int
     PROXIMAL_FIELD_NUMBER: builtins.int
+    KEEP_MOMENTS_FIELD_NUMBER: builtins.int
     ENCODING_FIELD_NUMBER: builtins.int
     batch_size: builtins.int
     learning_rate: builtins.float
@@ -572,6 +573,8 @@ class TrainSettings(google.protobuf.message.Message):
     """the update's file holds the optimizer's moments too"""
     proximal: builtins.float
     """how strongly weights are pulled back to the start; 0: not"""
+    keep_moments: builtins.bool
+    """go on with the moments of this node's last update of the part"""
     encoding: Global___Encoding.ValueType
     """of the update on its way"""
     def __init__(
@@ -590,9 +593,10 @@ class TrainSettings(google.protobuf.message.Message):
         deterministic: builtins.bool = ...,
         carry_moments: builtins.bool = ...,
         proximal: builtins.float = ...,
+        keep_moments: builtins.bool = ...,
         encoding: Global___Encoding.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["aggregate", b"aggregate", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "carry_moments", b"carry_moments", "deterministic", b"deterministic", "encoding", b"encoding", "gradient_clip", b"gradient_clip", "learning_rate", b"learning_rate", "precision", b"precision", "proximal", b"proximal", "warmup", b"warmup", "weight_decay", b"weight_decay", "width_lr_power", b"width_lr_power"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aggregate", b"aggregate", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "carry_moments", b"carry_moments", "deterministic", b"deterministic", "encoding", b"encoding", "gradient_clip", b"gradient_clip", "keep_moments", b"keep_moments", "learning_rate", b"learning_rate", "precision", b"precision", "proximal", b"proximal", "warmup", b"warmup", "weight_decay", b"weight_decay", "width_lr_power", b"width_lr_power"]) -> None: ...
 
 Global___TrainSettings: typing_extensions.TypeAlias = TrainSettings
 

@@ -57,7 +57,7 @@ class PartsConfig(Section):
     moments: Literal["local", "travel"] = "local"
     """Mode block: AdamW's moments stay on the node that trains the part (a part that moves to
     another node begins with none), or travel with it: three times the bytes, and any node goes on
-    exactly where another was."""
+    exactly where another was. In mode copies they stay; elsewhere each round begins with none."""
     gradient_batches: Positive = 8
     """With `aggregate = "gradients"`: batches whose mean gradient makes one update."""
     evaluate_every: Annotated[int, Field(ge=0)] = 1
