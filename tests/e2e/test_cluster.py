@@ -36,8 +36,8 @@ def test_a_run_from_parts_to_hand_off_leaves_everything_a_user_needs(make_cluste
     for name in ("a", "b"):
         cluster.node(name)
     cluster.until("coordinator", "DeepSpeed trains the merged base")
-    page = _get(metrics_port, "/metrics")
-    assert 'partsum_phase{phase="handoff"} 1.0' in page
+    while 'partsum_phase{phase="handoff"} 1.0' not in (page := _get(metrics_port, "/metrics")):
+        time.sleep(0.05)  # told five times a second
     assert 'partsum_bytes_total{direction="received",node="a"}' in page
     assert "partsum_accuracy " in page
     assert _get(metrics_port, "/healthz").startswith("handoff")
