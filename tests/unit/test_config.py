@@ -47,6 +47,7 @@ def test_every_field_of_every_section_says_what_it_does(section: type[Section]) 
 def test_training_settings_on_the_wire_are_named_as_in_the_config() -> None:
     known = {*RunConfig().training.__class__.model_fields, "aggregate", "deterministic"} | {
         "carry_moments",
+        "keep_moments",
         "encoding",
     }
     assert {field.name for field in dataclasses.fields(TrainSettings)} <= known
