@@ -2,12 +2,14 @@
 
 Where parts overlap, elements are means weighted by samples (FedAvg, 1602.05629; by element for
 parts of different width, HeteroFL, 2010.01264); where they are disjoint they are scattered (IST,
-1910.02120). Memory is a few times the largest tensor, whatever the number of updates.
+1910.02120). Memory is a few blocks of rows, whatever the number of updates
+and the size of a tensor.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -45,6 +47,7 @@ class MergeRule:
 
 
 _BLOCK_BYTES = 2 << 20  # stays in the processor's cache, and no page is touched for the first time
+_AHEAD_BYTES = 32 << 20  # that wait for the disk: a sync comes after as many
 
 BLOCK = MergeRule("zero", weigh_readouts=True)
 AVERAGE = MergeRule()
@@ -80,33 +83,48 @@ class Merger:
         self._block_bytes = block_bytes
 
     def merge(self, name: str, old: Tensor) -> Tensor:
-        """The merged tensor of that name; ``old`` is the base's, and is not changed.
+        """The merged tensor of that name; ``old`` is the base's, and is not changed."""
+        merged = torch.empty_like(old)
+        rows, done = rows_of(merged), 0
+        for piece in self.pieces(name, Tensors({name: old}), old.shape, old.dtype):
+            rows[done : done + len(piece)] = piece
+            done += len(piece)
+        return merged
 
-        Identical contributions give exactly their value, bit for bit, whatever their weights.
-        Integer and bool tensors (counters, masks) take the largest value seen.
+    def pieces(
+        self, name: str, old: Readable, shape: Sequence[int], dtype: torch.dtype
+    ) -> Iterator[Tensor]:
+        """The rows of the merged tensor of that name, some at a time, each in memory of its own.
+
+        ``old`` is the base, and is not changed. Identical contributions give exactly their value,
+        bit for bit, whatever their weights. Integer and bool tensors (counters, masks) take the
+        largest value seen, and come in one piece, as medians do.
         """
         cut = any(name in kept for kept in self._maps)
-        if name in self._widths.scales and any(c.part.units for c in self._contributions):
-            return old
         forget = cut and self._rule.unseen == "zero"
-        if not old.is_floating_point():
-            return self._largest(name, torch.zeros_like(old) if forget else old.clone())
-        if self._rule.cut is not None and not (cut and self._disjoint):
-            return merge_middle(name, old, self._contributions, self._maps, self._rule.cut)
-        merged = torch.empty_like(old)
-        old_rows, merged_rows = rows_of(old), rows_of(merged)
-        row_bytes = 4 * math.prod(old_rows.shape[1:])
-        for rows in row_blocks(old.shape, row_bytes, self._block_bytes):
-            start = old_rows[rows]
-            block = torch.zeros_like(start) if forget else start.clone()
-            if cut and self._disjoint:
-                self._scatter(name, block, rows.start)
-            elif cut:
-                block = self._uneven_mean(name, block, rows.start)
-            else:
-                block = self._mean(name, block, rows.start)
-            merged_rows[rows] = block
-        return merged
+        if name in self._widths.scales and any(c.part.units for c in self._contributions):
+            yield rows_of(old.read(name))
+        elif not dtype.is_floating_point:
+            start = torch.zeros(shape, dtype=dtype) if forget else old.read(name).clone()
+            yield rows_of(self._largest(name, start))
+        elif self._rule.cut is not None and not (cut and self._disjoint):
+            shares, maps = self._contributions, self._maps
+            yield rows_of(merge_middle(name, old.read(name), shares, maps, self._rule.cut))
+        else:
+            row_bytes = 4 * math.prod(shape[1:])
+            for rows in row_blocks(shape, row_bytes, self._block_bytes):
+                start = old.read_rows(name, rows.start, rows.stop)
+                block = torch.zeros_like(start) if forget else start.clone()
+                yield self._block(name, block, rows.start, cut).to(dtype)
+
+    def _block(self, name: str, block: Tensor, first: int, cut: bool) -> Tensor:
+        """Merged rows; ``block`` holds what stays where no part holds anything."""
+        if not cut:
+            return self._mean(name, block, first)
+        if not self._disjoint:
+            return self._uneven_mean(name, block, first)
+        self._scatter(name, block, first)
+        return block
 
     def _held(self, name: str, block: Tensor, first: int) -> Iterator[tuple[Tensor, Where, float]]:
         """What each part that counts holds of a block of rows: values, where, and their weight."""
@@ -185,24 +203,36 @@ def write_merged(
     durable: bool = True,
     spares: Spares | None = None,
 ) -> str:
-    """Write what a merger makes of a base to a new file; returns its digest."""
+    """Write what a merger makes of a base to a new file; returns its digest.
+
+    A plain merge goes by rows, so that it takes a few MB however large a tensor is; what stands in
+    front of one (an outer step, noise, copies) needs each tensor whole.
+    """
     with TensorFile(base) as old:
         shapes = {name: (info.dtype, info.shape) for name, info in old.tensors.items()}
         writer = TensorWriter(out, shapes, metadata, spares)
         try:
-            with ThreadPoolExecutor(1, "merged") as pen:  # merges one tensor, writes the one before
-                written: Future[None] | None = None
+            with ThreadPoolExecutor(1, "merged") as pen:  # writes while the next rows are merged
+                unwritten: deque[tuple[int, Future[None]]] = deque()
                 for name in writer.order:
-                    merged = merger.merge(name, old.read(name))
-                    if written is not None:
-                        written.result()
-                    written = pen.submit(writer.write, name, merged, durable)
-                if written is not None:
+                    for piece in _pieces(merger, name, old):
+                        written = pen.submit(writer.write_rows, name, piece, durable)
+                        unwritten.append((piece.nbytes, written))
+                        while len(unwritten) > 2 and sum(n for n, _ in unwritten) > _AHEAD_BYTES:
+                            unwritten.popleft()[1].result()
+                for _, written in unwritten:
                     written.result()
             return writer.commit(durable)
         except BaseException:
             writer.abandon()
             raise
+
+
+def _pieces(merger: Merging, name: str, old: TensorFile) -> Iterator[Tensor]:
+    if isinstance(merger, Merger):
+        info = old.tensors[name]
+        return merger.pieces(name, old, info.shape, info.dtype)
+    return iter([rows_of(merger.merge(name, old.read(name)))])
 
 
 def merge_state(

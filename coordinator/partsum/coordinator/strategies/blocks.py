@@ -20,11 +20,11 @@ Where = tuple[slice | Tensor, ...]
 def row_blocks(shape: Sequence[int], row_bytes: int, budget_bytes: int) -> Iterator[slice]:
     """Slices of the first dimension, of ``budget_bytes`` or of one row.
 
-    A tensor without dimensions has one row.
+    A tensor without dimensions has one row; one without rows comes as an empty slice.
     """
     rows = (*shape, 1)[0]
     step = max(1, budget_bytes // max(1, row_bytes))
-    for first in range(0, rows, step):
+    for first in range(0, max(1, rows), step):
         yield slice(first, min(rows, first + step))
 
 
