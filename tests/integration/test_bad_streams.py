@@ -195,7 +195,7 @@ def test_a_pull_that_outlives_its_blob_ends_and_brings_no_byte_of_another(tmp_pa
         request = pb.PullRequest(node="hand", digest=assignment.start.digest)
         small = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 64 << 10)]
         async with grpc.aio.insecure_channel(node.address, options=small) as channel:
-            slow = rpc.CoordinatorServiceStub(channel).Pull(request)
+            slow: Any = rpc.CoordinatorServiceStub(channel).Pull(request)
             got = (await slow.read()).chunk.data
             first = await read_out(node.stub.Pull(request))
             for round in range(4):  # the base that it reads from is written over meanwhile
@@ -209,11 +209,16 @@ def test_a_pull_that_outlives_its_blob_ends_and_brings_no_byte_of_another(tmp_pa
                 chunks = [wire.chunk_to_wire(k, data[k : k + CHUNK_BYTES]) for k in pieces]
                 assert (await node.push(offer, chunks)).accepted
                 assignment = await node.heard("assignment" if round < 3 else "finished")
-            with pytest.raises(grpc.aio.AioRpcError, match="the blob has gone"):
+
+            async def rest() -> None:
+                nonlocal got
                 while (response := await slow.read()) is not grpc.aio.EOF:
                     got += response.chunk.data
-                    assert got == first[: len(got)]
-        assert 0 < len(got) < len(first)
+
+            with pytest.raises(grpc.aio.AioRpcError, match="the blob has gone"):
+                await rest()
+        assert got == first[: len(got)]
+        assert len(got) < len(first)
 
     summary = with_node(tmp_path, test, text)
     assert summary is not None

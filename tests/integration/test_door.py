@@ -93,7 +93,7 @@ def test_an_update_that_is_looked_at_after_its_round_has_closed_is_held_against_
     tmp_path: Path,
 ) -> None:
     """Its start, and itself, may have been written over by then: nobody can tell what it was."""
-    text = "deterministic = false\n" + TOML.replace("count = 1, rounds = 1", "count = 2, rounds = 2")
+    text = "deterministic = false\n" + TOML.replace("= 1, rounds = 1", "= 2, rounds = 2")
     text = text.replace("refusals = 10", "refusals = 1, deadline_seconds = 1.0, min_nodes = 2")
 
     async def test(run: Run, nodes: list[HandNode]) -> None:

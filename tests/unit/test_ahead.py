@@ -195,9 +195,9 @@ def test_a_start_that_cannot_be_read_leaves_nothing_half_put_right(tmp_path: Pat
     base = {name: t + 0.25 for name, t in load_tensors(sent.path).items()}
     start = Blob(save_tensors(tmp_path / "base", base, durable=False), 1)
     given = job(tmp_path, second(sent, start=start, settings=free.settings), sent)
+    cut = tmp_path / "cut"
+    save_tensors(cut, {name: t for name, t in base.items() if name != "5.bias"}, durable=False)
     with pytest.raises(KeyError):  # after some of its tensors
-        cut = tmp_path / "cut"
-        save_tensors(cut, {name: t for name, t in base.items() if name != "5.bias"}, durable=False)
         ahead.train(make_task(), dataclasses.replace(given, start=cut), nothing, never)
     ahead.go_on(after(1))
     given = dataclasses.replace(given, start=tmp_path / "base")
