@@ -479,6 +479,14 @@ def test_a_stand_in_is_a_noisy_clone_of_a_live_part_of_its_shape() -> None:
     assert not torch.equal(clone["0.weight"], other["0.weight"])
 
 
+def test_a_stand_in_of_single_numbers_is_finite() -> None:
+    base = Base(task_of(lambda: nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))), CPU)
+    parts = plan_parts(PartsConfig(), base.widths, [0.5, 0.5], 0, 0)
+    live = cut_module(base.task.model(), base.widths, parts[0]).state_dict()
+    clone = stand_in(base, parts[1], [Contribution(parts[0], Tensors(live), 5.0)], seed=1)
+    assert all(tensor.isfinite().all() for tensor in clone.values())
+
+
 def test_a_stand_in_without_a_live_part_of_its_shape_is_fresh() -> None:
     base = Base(task_of(perceptron), CPU)
     wide, narrow = plan_parts(PartsConfig(), base.widths, [0.75, 0.25], 0, 0)

@@ -34,7 +34,8 @@ Outcome = Literal["finished", "stopped", "failed"]
 
 
 def conclude(run: Run, registry: Registry, state: Outcome, reason: str) -> Summary:
-    """Write the run's summary and report into its folder."""
+    """Write the run's summary and report into its folder, and leave no spares there."""
+    run.store.spares.clear()
     summary = summarise(run, registry, state, reason)
     write_summary(run.folder / "summary.json", summary)
     write_file(run.folder / "report.html", render_report(summary).encode())

@@ -54,8 +54,9 @@ class CopyMerger:
         return xxhash.xxh3_64_intdigest(f"{self._seed}/{name}".encode()) >> 1
 
     def _noisy(self, own: Tensor, noise: torch.Generator) -> Tensor:
-        """Vectors and integers stay as they are."""
-        if self._seed is None or own.dim() < 2 or not own.is_floating_point():
+        """Vectors and integers stay as they are, and a single number, which has no spread."""
+        matrix = own.dim() >= 2 and own.numel() > 1 and own.is_floating_point()
+        if self._seed is None or not matrix:
             return own
         drawn = torch.randn(own.shape, generator=noise)
         return own + (_NOISE * own.float().std() * drawn).to(own.dtype)

@@ -205,6 +205,8 @@ class Run:
             if not self.store.journal.back_up():
                 keep = 0  # the last backup still speaks of the bases that would go now
             self.store.tidy(keep, self.workshop.kept_paths(keep))
+            if round + 1 == self.config.parts.rounds:
+                self.store.spares.clear()  # nothing comes that could be written over them
 
     def epsilon(self) -> float | None:
         """What the bases so far have spent of privacy; None where none is promised."""

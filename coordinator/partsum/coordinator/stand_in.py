@@ -33,7 +33,7 @@ def _noisy(tensors: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     noisy = {}
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.dim() > 1:
+        if tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel() > 1:
             noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
             tensor = tensor + _NOISE * tensor.std() * noise
         noisy[name] = tensor

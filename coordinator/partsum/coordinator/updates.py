@@ -52,6 +52,12 @@ def check_claim(
     found = update.encoding if update.encoded else "float32"
     if found != wanted:
         raise UpdateRefusedError("encoding", f"it travels as {found}, but {wanted} was asked for")
+    if update.encoded and wanted == "float32":  # nothing would make the one out of the other
+        raise UpdateRefusedError(
+            "encoding",
+            f"it sends {update.encoded.digest} in place of {update.blob.digest}, but in this run "
+            "updates travel as they are",
+        )
     base = planned.start.digest if planned.start else ""
     if update.start_digest != base:
         raise UpdateRefusedError(

@@ -77,13 +77,13 @@ class TensorFile:
         info = self.tensors[name]
         return self._read(name, info.start, info.shape)
 
-    def read_rows(self, name: str, first: int, last: int) -> Tensor:
-        """Rows ``first`` to ``last - 1`` of a tensor's first dimension, in memory of their own.
+    def read_rows(self, name: str, first: int, last: int, lead: int = 1) -> Tensor:
+        """Rows ``first`` to ``last - 1`` of a tensor, in memory of their own.
 
-        A tensor without dimensions has one row.
+        Its first ``lead`` dimensions count its rows; a tensor without dimensions has one.
         """
         info = self.tensors[name]
-        rows, *rest = info.shape or (1,)
+        rows, rest = math.prod(info.shape[:lead]), info.shape[lead:]
         assert 0 <= first <= last <= rows, f"{name!r} has no rows {first} to {last}"
         row = info.size_bytes // max(1, rows)
         return self._read(name, info.start + first * row, (last - first, *rest))
