@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections import defaultdict
 from typing import Literal
 
@@ -26,6 +25,7 @@ from partsum.coordinator.summary import (
     write_summary,
 )
 from partsum.shared.files import write_file
+from partsum.shared.memory import peak_resident_bytes
 from partsum.shared.part import WHOLE
 
 _INCIDENTS = 500  # a page that people read
@@ -88,7 +88,7 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
         final_accuracy=run.accuracy,
         final_loss=run.loss,
         privacy_epsilon=run.epsilon(),
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_rss_bytes=peak_resident_bytes(),
         checkpoint=final.name if final.exists() else _newest_base(run),
         report="report.html",
     )
