@@ -18,7 +18,7 @@ from partsum.shared.width.groups import (
     check_widths,
 )
 from partsum.shared.width.registry import Rule, WholeRule, find_widths, register, register_whole
-from partsum.shared.width.scaled import ScaledLinear
+from partsum.shared.width.scaled import ScaledConv2d, ScaledLinear
 
 __all__ = [
     "Axis",
@@ -26,6 +26,7 @@ __all__ = [
     "HasWidths",
     "LeftOut",
     "Rule",
+    "ScaledConv2d",
     "ScaledLinear",
     "Slot",
     "WholeRule",

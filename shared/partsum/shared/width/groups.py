@@ -81,8 +81,9 @@ class Widths:
     is the head's weight; or, where that is tied to the embeddings, those of the norm before it.
     ``scales`` are 0-dim buffers that multiply what a hidden group adds up to: 1 in a part, 1/K in a
     base in mode residual (the constant branch multiplier of ResIST, 2107.00961).
-    ``left_out`` says what stays whole and why, and ``block_refusal`` why mode block cannot cut the
-    model; it is empty where it can.
+    ``normed`` are modules that add a hidden group up and need no scale, since a norm follows at
+    once. ``left_out`` says what stays whole and why; ``block_refusal`` and ``residual_refusal`` why
+    the mode cannot cut the model, empty where it can.
     """
 
     groups: tuple[WidthGroup, ...]
@@ -90,6 +91,8 @@ class Widths:
     scales: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     block_refusal: str = ""
+    normed: tuple[str, ...] = ()
+    residual_refusal: str = ""
 
     def group(self, name: str) -> WidthGroup:
         """The group of that name."""

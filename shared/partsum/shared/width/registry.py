@@ -15,6 +15,7 @@ from torch import nn
 from partsum.shared.errors import WidthError
 from partsum.shared.width.chain import chain_widths
 from partsum.shared.width.groups import HasWidths, LeftOut, WidthGroup, Widths, check_widths
+from partsum.shared.width.rules.convolution import convolution_widths
 
 Rule = Callable[[nn.Module, str, nn.Module], Iterable[WidthGroup | LeftOut]]
 """(model, path, the module at that path) -> the groups found in it, and what it must keep whole."""
@@ -26,7 +27,7 @@ Kind = type[nn.Module] | Callable[[nn.Module], bool]
 """Which modules a rule is for: a class, or a predicate."""
 
 _rules: list[tuple[Kind, Rule]] = []
-_whole_rules: list[WholeRule] = [chain_widths]
+_whole_rules: list[WholeRule] = [convolution_widths, chain_widths]
 
 _R = TypeVar("_R", bound=Rule)
 _W = TypeVar("_W", bound=WholeRule)

@@ -29,3 +29,26 @@ class ScaledLinear(nn.Linear):
         """``scale * (input @ weight.T) + bias``."""
         product = nn.functional.linear(input, self.weight) * self.scale
         return product if self.bias is None else product + self.bias
+
+
+class ScaledConv2d(nn.Conv2d):
+    """A Conv2d whose sum is multiplied by ``scale`` before the bias is added, as ScaledLinear's.
+
+    Needed only where no norm follows at once: a norm divides by the spread of what it is given,
+    and a constant factor is lost in it.
+    """
+
+    scale: Tensor
+
+    def reset_parameters(self) -> None:
+        """Standard Conv2d initialisation; the scale goes back to 1."""
+        super().reset_parameters()
+        if "scale" in self._buffers:
+            self.scale.fill_(1.0)
+        else:  # the first call comes from nn.Conv2d.__init__
+            self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``scale * (weight conv input) + bias``."""
+        summed = self._conv_forward(input, self.weight, None) * self.scale
+        return summed if self.bias is None else summed + self.bias[:, None, None]
