@@ -50,7 +50,7 @@ class Follower:
                 self._flows[node] = flow
 
     def _lane(self, name: str) -> Lane:
-        lane = Lane(name)
+        lane = Lane(name, len(self.lanes))
         self.lanes.append(lane)
         return lane
 
