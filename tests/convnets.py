@@ -30,7 +30,8 @@ class BasicBlock(nn.Module):
         around = stream if self.downsample is None else self.downsample(stream)
         branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(stream)))))
         branch += around
-        return self.relu(branch)
+        outputs: Tensor = self.relu(branch)
+        return outputs
 
 
 class Bottleneck(nn.Module):
@@ -49,7 +50,8 @@ class Bottleneck(nn.Module):
         branch = self.relu(self.bn1(self.conv1(stream)))
         branch = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(branch)))))
         around = stream if self.downsample is None else self.downsample(stream)
-        return self.relu(branch + around)
+        outputs: Tensor = self.relu(branch + around)
+        return outputs
 
 
 class ResNet(nn.Module):
@@ -70,7 +72,8 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         stream = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        return self.fc(torch.flatten(self.avgpool(self.layer2(self.layer1(stream))), 1))
+        outputs: Tensor = self.fc(torch.flatten(self.avgpool(self.layer2(self.layer1(stream))), 1))
+        return outputs
 
 
 class SqueezeExcite(nn.Module):
@@ -83,7 +86,8 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         pooled = functional.adaptive_avg_pool2d(maps, 1)
-        return torch.sigmoid(self.fc2(torch.relu(self.fc1(pooled)))) * maps
+        outputs: Tensor = torch.sigmoid(self.fc2(torch.relu(self.fc1(pooled)))) * maps
+        return outputs
 
 
 class LinearSqueezeExcite(SqueezeExcite):
@@ -98,7 +102,8 @@ class LinearSqueezeExcite(SqueezeExcite):
         count, channels, _, _ = maps.shape
         pooled = maps.mean((2, 3)).view(count, channels)
         gates = torch.sigmoid(self.fc2(torch.relu(self.fc1(pooled))))
-        return maps * gates.view(count, channels, 1, 1)
+        outputs: Tensor = maps * gates.view(count, channels, 1, 1)
+        return outputs
 
 
 class InvertedResidual(nn.Module):
@@ -118,7 +123,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, stream: Tensor) -> Tensor:
         branch = self.block(stream)
-        return stream + branch if self.is_residual else branch
+        outputs: Tensor = stream + branch if self.is_residual else branch
+        return outputs
 
 
 class MobileNet(nn.Module):
@@ -136,7 +142,8 @@ class MobileNet(nn.Module):
         self.classifier = nn.Sequential(nn.Linear(32, 24), nn.Hardswish(), nn.Linear(24, 5))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.features(images).mean([2, 3]))
+        outputs: Tensor = self.classifier(self.features(images).mean([2, 3]))
+        return outputs
 
 
 class GroupNormNet(nn.Module):
@@ -155,7 +162,8 @@ class GroupNormNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         small = self.act(self.norm1(self.down(images)))
         small = functional.relu(small + self.norm2(self.across(small)))
-        return self.head(functional.relu(self.up(small)))
+        outputs: Tensor = self.head(functional.relu(self.up(small)))
+        return outputs
 
 
 class UNet(nn.Module):
@@ -174,4 +182,5 @@ class UNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         maps = torch.relu(self.down(images))
-        return self.head(torch.cat([maps, torch.relu(self.deep(maps))], dim=1))
+        outputs: Tensor = self.head(torch.cat([maps, torch.relu(self.deep(maps))], dim=1))
+        return outputs

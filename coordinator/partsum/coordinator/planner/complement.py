@@ -16,7 +16,14 @@ def block_parts(widths: Widths, fractions: Sequence[float]) -> list[Part]:
 
     Fixed, because re-drawing units when everything is sliced destroys pairs that have grown
     together (measured: 88.2 -> 85.2 %); contiguous, because a layer norm's slice must be.
+
+    Raises WidthError where the model cannot be cut everywhere, or has fewer units than parts.
     """
+    if widths.block_refusal:
+        raise WidthError(
+            f"mode block and mode copies cut every layer of a model, but {widths.block_refusal}. "
+            'Use mode = "residual", or say the width groups yourself (docs/widths.md)'
+        )
     owned: list[dict[str, tuple[int, ...]]] = [{} for _ in fractions]
     for group in widths.groups:
         first = 0
@@ -46,9 +53,9 @@ def residual_parts(widths: Widths, fractions: Sequence[float], seed: int, round:
         raise WidthError(f'mode = "residual" cannot cut this model: {widths.residual_refusal}')
     if not hidden or not (widths.scales or widths.normed):
         raise WidthError(
-            'mode = "residual" needs hidden width groups whose reader is a '
-            "partsum.shared.width.ScaledLinear, and this model has none; use mode = "
-            '"block", or see docs/tutorial.md'
+            'mode = "residual" needs hidden width groups whose sum is scaled, and this model has '
+            "none; let the task's model() return partsum.shared.width.with_scales(model), use "
+            'partsum.shared.width.ScaledLinear in it, or mode = "block" (docs/widths.md)'
         )
     owned: list[dict[str, tuple[int, ...]]] = [{} for _ in fractions]
     for group in hidden:

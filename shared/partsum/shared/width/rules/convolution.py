@@ -9,8 +9,7 @@ cross blocks would be in no part. It is the one that closes a branch, else the f
 A hidden axis is added up by the layer that reads it, and in mode residual a base must take 1/K of
 that sum. Where a norm follows at once, no scale is needed: a batch norm divides by its own spread,
 whatever the factor, and the statistics that fit no part are computed anew after each merge. Any
-other reader must be a ScaledLinear or ScaledConv2d; a model with one that is not is refused for
-mode residual.
+other reader needs a scale (`with_scales`), and mode residual is refused while one has none.
 """
 
 from __future__ import annotations
@@ -22,12 +21,14 @@ from torch.nn.modules.conv import _ConvNd
 
 from partsum.shared.errors import WidthError
 from partsum.shared.width.groups import LeftOut, Widths
+from partsum.shared.width.registry import register_whole
 from partsum.shared.width.rules.flow import Follower, Tracer
 from partsum.shared.width.rules.lanes import Lane, Weight, distinct
 
 _OTHER_RULES = (nn.Embedding, nn.MultiheadAttention)
 
 
+@register_whole
 def convolution_widths(model: nn.Module) -> Widths | None:
     """The groups of a model that convolves; None for one that is something else.
 
@@ -44,31 +45,33 @@ def convolution_widths(model: nn.Module) -> Widths | None:
         model.eval()  # dropped paths are branches of training alone
         graph = Tracer().trace(model)
     except Exception as error:  # whatever the user's forward does with a value that is none
-        if convolutions == 1:  # it may be a transformer's, which cuts an image into patches
-            return None
         raise WidthError(
             f"the layers of {type(model).__name__} cannot be followed: torch.fx says "
             f"{type(error).__name__}: {error}. Give the model a width_groups() method "
-            "(docs/tutorial.md)"
+            "(docs/widths.md)"
         ) from error
     finally:
         for module, mode in modes.items():
             module.training = mode
     follower = Follower(model, graph)
-    return _widths(model, follower.lanes, follower.weights, follower.left_out)
+    widths = _widths(model, follower.lanes, follower.weights, follower.left_out)
+    # A single convolution may be a transformer's, which cuts an image into patches.
+    return None if convolutions == 1 and widths.block_refusal else widths
 
 
 def _widths(
     model: nn.Module, lanes: list[Lane], weights: list[Weight], unknown: list[LeftOut]
-) -> Widths | None:
+) -> Widths:
     cut = distinct(lanes, lambda lane: lane.is_cut)
     hidden = _hidden(cut, weights)
     groups = tuple(lane.group("hidden" if lane in hidden else "stream") for lane in cut)
     left_out = (*unknown, *_left_out(model, lanes, unknown))
     if not groups:
+        reasons = dict.fromkeys(reason for lane in lanes for reason in lane.root.reasons)
         raise WidthError(
-            f"found no width groups in {type(model).__name__}: "
-            + "; ".join(f"{item.tensor}: {item.reason}" for item in left_out[:3])
+            f"found no width groups in {type(model).__name__}: between what it is given and what "
+            f"it gives there is no axis to cut{''.join(f'; {reason}' for reason in reasons)}. "
+            "docs/widths.md shows how a model says its own"
         )
     readouts = [w for w in weights if w.read.root in cut and w.made.root.is_output]
     sums = [w for w in weights if w.read.root in hidden]
@@ -160,6 +163,6 @@ def _residual_refusal(model: nn.Module, sums: list[Weight], scaled: list[str]) -
             return (
                 f"{weight.module} ({kind}) adds up the hidden axis {weight.read.root.name}, and no "
                 "norm follows at once: a base would add up all parts' where it must average them. "
-                "Make it a ScaledLinear or ScaledConv2d of partsum.shared.width"
+                "Let the task's model() return partsum.shared.width.with_scales(model)"
             )
     return ""

@@ -76,9 +76,10 @@ class Follower:
             return self._layer(node, str(node.target), flows)
         name = node.target if isinstance(node.target, str) else node.target.__name__
         found = self._operation(node, name, flows)
-        if found is not NotImplemented:
-            return found
-        return self._stopped(node, f"the operation {name}", flows)
+        if found is NotImplemented:
+            return self._stopped(node, f"the operation {name}", flows)
+        assert found is None or isinstance(found, Flow)
+        return found
 
     def _stopped(self, node: fx.Node, what: str, flows: list[Flow]) -> Flow:
         """Keep whole all that enters what is not understood, and what comes out of it."""
