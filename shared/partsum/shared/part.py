@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from partsum.shared.messages import Part as Part
 from partsum.shared.width import Widths
+from partsum.shared.width.groups import all_units
 from partsum.shared.width.layers import is_hugging_face_conv1d, weight_of
 from partsum.shared.width.multihead import free_heads
 from partsum.shared.width.scaled import reset_scales
@@ -36,7 +37,7 @@ def index_map(widths: Widths, part: Part) -> dict[str, dict[int, Tensor]]:
             kept.setdefault(key, []).append(slot.index(units))
             if slot.size is not None:
                 unowned = rest.setdefault(key, torch.ones(slot.size, dtype=torch.bool))
-                unowned[slot.index(torch.arange(group.units))] = False
+                unowned[slot.index(all_units(group))] = False
     found: dict[str, dict[int, Tensor]] = {}
     for (name, dim), pieces in kept.items():
         if (name, dim) in rest:
@@ -171,6 +172,20 @@ def _mend(module: nn.Module) -> None:
         module.normalized_shape = tuple(module.weight.shape)
     elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None:
         module.num_features = module.weight.shape[0]
+
+
+def emptied(module: nn.Module, device: str) -> nn.Module:
+    """A copy of a module with uninitialised tensors on a device, or none on ``meta``.
+
+    Unlike ``to_empty`` it keeps tied tensors tied. The module is not changed.
+    """
+    memo: dict[int, object] = {}
+    for parameter in module.parameters():
+        empty = torch.empty_like(parameter, device=device)
+        memo[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device=device)
+    return copy.deepcopy(module, memo)
 
 
 def fresh_module(model: nn.Module, seed: int) -> nn.Module:

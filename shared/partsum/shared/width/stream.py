@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from partsum.shared.width.axis import Axis
 from partsum.shared.width.groups import LeftOut, WidthGroup, tied_names
 from partsum.shared.width.layers import is_linear, is_norm, output_dim
+from partsum.shared.width.multihead import SlicedAttention
 
 NAME = "stream"
+_ATTENTION = nn.MultiheadAttention | SlicedAttention
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def _refusal(
 def _open_sizes(model: nn.Module, claimed: set[tuple[str, int]]) -> Iterator[int]:
     """The other dimension's size of every matrix that a hidden group cuts on one side."""
     for path, module in model.named_modules():
-        if not is_linear(module) and not isinstance(module, nn.MultiheadAttention):
+        if not is_linear(module) and not isinstance(module, _ATTENTION):
             continue
         for name, matrix in module.named_parameters(recurse=False):
             cut = [(f"{path}.{name}", dim) in claimed for dim in range(matrix.dim())]
