@@ -46,17 +46,28 @@ def equal_slices(widths: Widths, count: int) -> list[Part]:
     return block_parts(widths, equal_fractions(count))
 
 
+def residual_refusal(widths: Widths) -> str:
+    """Why mode residual cannot cut a model; "" where it can."""
+    if widths.residual_refusal:
+        return widths.residual_refusal
+    if not any(group.depth == "hidden" for group in widths.groups):
+        return "it has no hidden width groups"
+    if not (widths.scales or widths.normed):
+        return (
+            "nothing scales what its hidden groups add up to: let the task's model() return "
+            "partsum.shared.width.with_scales(model)"
+        )
+    return ""
+
+
 def residual_parts(widths: Widths, fractions: Sequence[float], seed: int, round: int) -> list[Part]:
     """Hidden groups only, units drawn anew from (seed, round) (ResIST, 2107.00961)."""
-    hidden = [group for group in widths.groups if group.depth == "hidden"]
-    if widths.residual_refusal:
-        raise WidthError(f'mode = "residual" cannot cut this model: {widths.residual_refusal}')
-    if not hidden or not (widths.scales or widths.normed):
+    if refusal := residual_refusal(widths):
         raise WidthError(
-            'mode = "residual" needs hidden width groups whose sum is scaled, and this model has '
-            "none; let the task's model() return partsum.shared.width.with_scales(model), use "
-            'partsum.shared.width.ScaledLinear in it, or mode = "block" (docs/widths.md)'
+            f'mode = "residual" cannot cut this model: {refusal}. Use mode = "block", or see '
+            "docs/widths.md"
         )
+    hidden = [group for group in widths.groups if group.depth == "hidden"]
     owned: list[dict[str, tuple[int, ...]]] = [{} for _ in fractions]
     for group in hidden:
         order = list(range(group.units))
