@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -67,7 +68,8 @@ class Mixed(nn.Module):
 
 
 def mixer_rule(model: nn.Module, path: str, module: nn.Module) -> Iterator[WidthGroup]:
-    axis = Axis(model, f"{path}.spread", module.get_submodule("spread").out_features, "hidden")
+    assert isinstance(module, Mixer)
+    axis = Axis(model, f"{path}.spread", module.spread.out_features, "hidden")
     yield axis.made_by(f"{path}.spread").read_by(f"{path}.gather").done()
 
 
@@ -224,7 +226,7 @@ def test_sliced_attention_of_all_heads_is_torchs_own(
     }
     padding = torch.zeros(2, 6, dtype=torch.bool)
     padding[1, 4:] = True
-    arguments = {
+    arguments: dict[str, Any] = {
         "attn_mask": masks[mask],
         "key_padding_mask": padding if padded else None,
         "need_weights": weights != "none",
@@ -251,19 +253,20 @@ def test_sliced_attention_of_all_heads_is_torchs_own(
 
 
 def test_heads_that_are_left_out_are_as_if_their_weights_were_zero() -> None:
-    model = nn.Sequential(nn.Identity(), nn.MultiheadAttention(12, 3, batch_first=True))
+    attention = nn.MultiheadAttention(12, 3, batch_first=True)
+    model = nn.Sequential(attention)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(1))
     group = next(iter(registry._hidden(model)[0]))
-    cut = cut_module(model, Widths((group,)), Part({group.name: (0, 2)}))[1]
+    cut = cut_module(model, Widths((group,)), Part({group.name: (0, 2)})).get_submodule("0")
     assert isinstance(cut, SlicedAttention)
     inputs = torch.randn(2, 4, 12)
     with torch.no_grad():
         for third in (0, 12, 24):
-            model[1].in_proj_weight[third + 4 : third + 8] = 0
-        model[1].out_proj.weight[:, 4:8] = 0
-    torch.testing.assert_close(cut(inputs, inputs, inputs)[0], model[1](inputs, inputs, inputs)[0])
+            attention.in_proj_weight[third + 4 : third + 8] = 0
+        attention.out_proj.weight[:, 4:8] = 0
+    torch.testing.assert_close(cut(inputs, inputs, inputs)[0], attention(inputs, inputs, inputs)[0])
 
 
 class FromOneNorm(nn.Module):

@@ -60,7 +60,7 @@ def trained(base: Base, part: Part, seed: int, inputs: Tensor) -> nn.Module:
     """A part from its own seed, after a step."""
     model = fresh_module(cut_module(base.task.model(), base.widths, part), seed).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
-    base.task.loss(model(inputs), torch.zeros(1)).backward()
+    base.task.loss(model(inputs), torch.zeros(1)).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     for name, parameter in model.named_parameters():
         if "experts" not in name:  # of which a batch chooses some
