@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
-import transformers as hf
 from torch import Tensor, nn
 
 from partsum.shared.tasks.mlp import Mlp
 from partsum.shared.tasks.transformer import CharGpt, Vit
 from partsum.shared.width import with_scales
+
+hf = pytest.importorskip("transformers")
 
 TOKENS = 13
 
@@ -168,30 +170,63 @@ def _deepseek() -> nn.Module:
     return Logits(hf.DeepseekV2ForCausalLM(config))
 
 
+def _tokens() -> Tensor:
+    return torch.randint(TOKENS, (3, 7), generator=torch.Generator().manual_seed(1))
+
+
+def _numbers(*shape: int) -> Callable[[], Tensor]:
+    return lambda: torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model: how it is made, and whether mode block can cut it."""
+    """A kind of model: how it is made, its hidden units by group, and whether mode block cuts it.
+
+    ``units`` are those of each layer's groups, which repeat layer by layer.
+    """
 
     make: Callable[[], nn.Module]
+    units: dict[str, int]
     block: bool = True
-    inputs: Callable[[], Tensor] = lambda: torch.randint(TOKENS, (3, 7))
+    inputs: Callable[[], Tensor] = _tokens
 
 
 MODELS: dict[str, Kind] = {
-    "mlp": Kind(lambda: Mlp(12, [24, 24, 24], 5), inputs=lambda: torch.randn(3, 12)),
-    "vit": Kind(lambda: Vit(8, 4, 24, 6, 2, 36, 5), inputs=lambda: torch.randn(3, 1, 8, 8)),
-    "gpt": Kind(lambda: CharGpt(TOKENS, 9, 24, 6, 2)),
-    "encoder, pre-norm": Kind(lambda: Encoder(norm_first=True)),
-    "encoder, post-norm": Kind(lambda: Encoder(norm_first=False)),
-    "gpt2, tied": Kind(_gpt2),
-    "gpt2, untied": Kind(lambda: _gpt2(tied=False)),
-    "llama": Kind(_llama),
-    "llama, tied": Kind(lambda: _llama(tied=True)),
-    "phi3": Kind(_phi3),
-    "t5": Kind(_t5),
-    "opt": Kind(_opt),
-    "bert": Kind(_bert),
-    "deepseek": Kind(_deepseek, block=False),
+    "mlp": Kind(
+        lambda: Mlp(12, [24, 24, 24], 5), {"linear1": 24, "linear3": 24}, inputs=_numbers(3, 12)
+    ),
+    "vit": Kind(
+        lambda: Vit(8, 4, 24, 6, 2, 36, 5), {"heads": 6, "hidden": 36}, inputs=_numbers(3, 1, 8, 8)
+    ),
+    "gpt": Kind(lambda: CharGpt(TOKENS, 9, 24, 6, 2), {"heads": 6, "hidden": 96}),
+    "encoder, pre-norm": Kind(
+        lambda: Encoder(norm_first=True), {"self_attn.heads": 8, "hidden": 48}
+    ),
+    "encoder, post-norm": Kind(
+        lambda: Encoder(norm_first=False), {"self_attn.heads": 8, "hidden": 48}
+    ),
+    "gpt2, tied": Kind(_gpt2, {"attn.heads": 8, "mlp.hidden": 128}),
+    "gpt2, untied": Kind(lambda: _gpt2(tied=False), {"attn.heads": 8, "mlp.hidden": 128}),
+    "llama": Kind(_llama, {"self_attn.heads": 8, "mlp.hidden": 48}),
+    "llama, tied": Kind(lambda: _llama(tied=True), {"self_attn.heads": 8, "mlp.hidden": 48}),
+    "phi3": Kind(_phi3, {"self_attn.heads": 8, "mlp.hidden": 48}),
+    "t5": Kind(
+        _t5,
+        {
+            "encoder.heads": 8,
+            "decoder.heads": 8,
+            "decoder.cross_heads": 8,
+            "layer.1.DenseReluDense.hidden": 48,
+            "layer.2.DenseReluDense.hidden": 48,
+        },
+    ),
+    "opt": Kind(_opt, {"self_attn.heads": 8, "hidden": 48}),
+    "bert": Kind(_bert, {"attention.heads": 8, "hidden": 48}),
+    "deepseek": Kind(
+        _deepseek,
+        {"self_attn.heads": 8, "mlp.hidden": 48, "experts.hidden": 32, "shared_experts.hidden": 32},
+        block=False,
+    ),
 }
 
 

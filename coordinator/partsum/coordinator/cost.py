@@ -80,12 +80,13 @@ def _step(model: nn.Module, task: Task, inputs: Tensor, targets: Tensor) -> tupl
     saved = _SavedBytes()
     counter = FlopCounterMode(display=False)
     hooks = torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda kept: kept)
-    with counter, _Guesses(), hooks:
+    guesses = _Guesses()  # type: ignore[no-untyped-call]
+    with counter, guesses, hooks:
         task.loss(model(inputs), targets)
     return counter.get_total_flops(), saved.activations(model)
 
 
-class _Guesses(TorchDispatchMode):
+class _Guesses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch is
     """Answers a model that asks for a value where there are only shapes: yes, or one.
 
     Hugging Face's models ask whether a mask is all ones, and save work where it is.

@@ -61,7 +61,7 @@ class GroupedForeignNorm(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """(..., d) -> (..., d), where d is the sum of ``sizes``."""
         pieces = torch.split(input, self.sizes, -1)
-        own = {name: torch.split(p, self.sizes) for name, p in self._parameters.items() if p.dim()}
+        own = {name: torch.split(p, self.sizes) for name, p in self.named_parameters()}
         normed = []
         for place, piece in enumerate(pieces):
             weights = {name: slices[place] for name, slices in own.items()}

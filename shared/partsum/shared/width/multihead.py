@@ -92,7 +92,7 @@ class SlicedAttention(nn.Module):
             matrices = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         queries, keys, values = (
-            functional.linear(x, matrix, bias).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            functional.linear(x, matrix, bias).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
             for x, matrix, bias in zip(inputs, matrices, biases, strict=True)
         )
         return queries, keys, values

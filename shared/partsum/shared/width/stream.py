@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from partsum.shared.width.axis import Axis
 from partsum.shared.width.groups import LeftOut, WidthGroup, tied_names
-from partsum.shared.width.layers import is_linear, is_norm, output_dim
+from partsum.shared.width.layers import inputs_of, is_linear, is_norm, output_dim, outputs_of
 from partsum.shared.width.multihead import SlicedAttention
 
 NAME = "stream"
@@ -58,7 +58,7 @@ def find_stream(
 
 
 def _refusal(
-    sizes: Mapping[int, int], heads: list[str], left_out: Sequence[LeftOut], whole: set[str]
+    sizes: Mapping[int, int], heads: list[str], left_out: Sequence[LeftOut], whole: frozenset[str]
 ) -> str:
     """Why mode block cannot cut the model, in words; empty where it can."""
     if left_out:
@@ -119,14 +119,14 @@ def _is_readout(module: nn.Module, path: str, width: int, claimed: set[tuple[str
     """Whether it reads the stream, and what it makes is neither the stream nor a hidden group."""
     if not is_linear(module):
         return False
-    weight, out = module.weight, output_dim(module)
-    name = f"{path}.weight"
-    reads = weight.shape[1 - out] == width and (name, 1 - out) not in claimed
-    return reads and weight.shape[out] != width and (name, out) not in claimed
+    name, out = f"{path}.weight", output_dim(module)
+    reads = inputs_of(module) == width and (name, 1 - out) not in claimed
+    return reads and outputs_of(module) != width and (name, out) not in claimed
 
 
-def _whole(model: nn.Module, cut: set[str]) -> set[str]:
-    return {name for name, _ in model.named_parameters(remove_duplicate=False)} - cut
+def _whole(model: nn.Module, cut: frozenset[str]) -> frozenset[str]:
+    parameters = model.named_parameters(remove_duplicate=False)
+    return frozenset(name for name, _ in parameters) - cut
 
 
 def _readouts(model: nn.Module, head: str) -> tuple[str, ...]:

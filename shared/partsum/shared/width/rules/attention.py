@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from partsum.shared.width.axis import Axis
 from partsum.shared.width.groups import LeftOut, WidthGroup, count_of
-from partsum.shared.width.layers import child, inputs_of, is_norm, joined, linears, outputs_of
+from partsum.shared.width.layers import (
+    child,
+    inputs_of,
+    is_norm,
+    joined,
+    linears,
+    outputs_of,
+    weight_of,
+)
 from partsum.shared.width.registry import register
 
 SEPARATE = (
@@ -93,8 +101,7 @@ def heads_of(module: nn.Module, queries: int, keys: int, values: int, outputs: i
     units = keys // size
     if values % units or outputs % units or queries // keys * values != outputs:
         return None
-    per_unit = (n // units for n in (queries, keys, values, outputs))
-    return Heads(units, *per_unit, query_heads=queries // keys)
+    return Heads(units, queries // units, size, values // units, outputs // units, queries // keys)
 
 
 def _head_size(module: nn.Module, queries: int) -> int | None:
@@ -135,14 +142,9 @@ def count_heads(axis: Axis, path: str, module: nn.Module, heads: Heads) -> Axis:
 
 def _norms_all_heads(module: nn.Module, queries: int, heads: Heads) -> bool:
     """Whether a norm runs over all heads at once, as OLMo 2's does: then none can be left out."""
-    if heads.units == 1:
-        return False
     sizes = (heads.units * heads.keys, queries)
-    inner = (m for m in module.children() if is_norm(m))
-    return any(
-        name in ("q_norm", "k_norm") and is_norm(m) and m.weight.numel() in sizes
-        for name, m in module.named_children()
-    ) and any(True for _ in inner)
+    norms = (weight_of(inner) for inner in module.children() if is_norm(inner))
+    return heads.units > 1 and any(weight.numel() in sizes for weight in norms)
 
 
 def _left_out(

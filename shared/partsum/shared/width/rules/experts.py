@@ -27,7 +27,9 @@ def expert_width(model: nn.Module, path: str, module: nn.Module) -> Iterator[Wid
 
     All experts are in every part, since the router chooses among all.
     """
-    units = module.down_proj.shape[2]
+    down = module.down_proj
+    assert isinstance(down, Tensor)
+    units = down.shape[2]
     axis = Axis(model, joined(path, "hidden"), units, "hidden")
     axis.held_by(joined(path, "gate_up_proj"), 1, 1, (0, units))
     axis.held_by(joined(path, "down_proj"), 2)
