@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -184,3 +185,17 @@ class UNet(nn.Module):
         maps = torch.relu(self.down(images))
         outputs: Tensor = self.head(torch.cat([maps, torch.relu(self.deep(maps))], dim=1))
         return outputs
+
+
+class HuggingFace(nn.Module):
+    """A classifier of transformers, which says its logits alone."""
+
+    def __init__(self, kind: str, **sizes: object) -> None:
+        super().__init__()
+        library = pytest.importorskip("transformers")
+        config = getattr(library, f"{kind}Config")(**sizes, num_labels=5)
+        self.inner = getattr(library, f"{kind}ForImageClassification")(config)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.inner(images).logits
+        return logits

@@ -12,6 +12,7 @@ from tests.convnets import (
     BasicBlock,
     Bottleneck,
     GroupNormNet,
+    HuggingFace,
     LinearSqueezeExcite,
     MobileNet,
     ResNet,
@@ -41,6 +42,12 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "mobilenet": MobileNet,
     "mobilenet with linear gates": lambda: MobileNet(LinearSqueezeExcite),
     "group norms": GroupNormNet,
+    "hugging face resnet": lambda: HuggingFace(
+        "ResNet", embedding_size=8, hidden_sizes=[16, 32], depths=[1, 2], layer_type="bottleneck"
+    ),
+    "hugging face regnet": lambda: HuggingFace(
+        "RegNet", embedding_size=16, hidden_sizes=[16, 32], depths=[1, 2], groups_width=4
+    ),
 }
 
 kinds = pytest.mark.parametrize("kind", MODELS)

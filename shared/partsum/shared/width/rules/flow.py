@@ -7,6 +7,7 @@ is not known keeps every lane that enters it whole, and says so.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,6 +28,20 @@ class Tracer(fx.Tracer):
         """Whether the module is one operation of the graph."""
         known = isinstance(module, (nn.Linear, _ConvNd, *NORMS))
         return known or super().is_leaf_module(module, qualified_name)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Let a check of what came in pass: sizes that must be equal are, before there are any."""
+        compared = obj.node.all_input_nodes
+        if obj.node.target in (operator.eq, operator.ne) and all(map(_is_size, compared)):
+            return obj.node.target is operator.eq
+        return super().to_bool(obj)
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether the node is a size, or a list of sizes that one is picked of."""
+    if node.target is operator.getitem:
+        return _is_size(node.all_input_nodes[0])
+    return node.target in (getattr, "size", "dim")
 
 
 NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, _InstanceNorm)
