@@ -273,6 +273,15 @@ def test_a_hidden_axis_that_nothing_scales_is_refused_for_mode_residual_by_name(
         residual_parts(widths, [0.5, 0.5], seed=0, round=0)
 
 
+def test_scales_are_given_to_the_layers_that_no_norm_follows_and_to_no_others() -> None:
+    widths = find_widths(with_scales(MobileNet()))
+    gates = [f"features.{i}.block.2.fc1.scale" for i in (1, 2, 3)]
+    assert list(widths.scales) == [*gates, "classifier.0.scale"]
+    assert "features.2.block.3.0" in widths.normed
+    assert residual_parts(widths, [0.5, 0.5], seed=0, round=0)
+    assert not find_widths(with_scales(UNet())).residual_refusal
+
+
 class Strange(nn.Module):
     """A convolutional net with something in its middle."""
 
@@ -335,6 +344,25 @@ def test_what_is_not_understood_stays_whole_and_says_why(
     for part in parts_of(widths, "stream"):
         expected = masked(base, widths, part)(images)
         torch.testing.assert_close(cut_module(base, widths, part)(images), expected)
+
+
+def test_layers_that_share_a_weight_are_cut_alike() -> None:
+    base = Strange(nn.ReLU())
+    base.third.weight = base.second.weight
+    widths = find_widths(base)
+    assert [(group.name, group.depth) for group in widths.groups] == [("first", "stream")]
+    images = images_of("strange", 2)
+    for part in parts_of(widths, "stream"):
+        narrow = cut_module(base, widths, part)
+        expected = masked(base, widths, part)(images)
+        torch.testing.assert_close(narrow(images), expected)
+
+
+def test_a_layer_that_is_called_twice_is_one() -> None:
+    base = Strange(nn.ReLU())
+    base.third = base.second
+    groups = find_widths(base).groups
+    assert [(group.name, group.units, group.depth) for group in groups] == [("first", 8, "stream")]
 
 
 class Undecided(Strange):

@@ -37,7 +37,7 @@ def print_inspection(seen: Inspection) -> None:
         style = _STYLES[depth.outcome]
         console.print(f"certificate, {name}: [{style}]{depth.outcome}[/]: {escape(depth.said)}")
     for mode, refusal in (("block", seen.block_refusal), ("residual", seen.residual_refusal)):
-        if refusal:
+        if refusal and not any(refusal in depth.said for depth in seen.depths):
             console.print(f"[yellow]mode {mode} cannot cut this model[/]: {escape(refusal)}")
 
 

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from partsum.shared.width.groups import LeftOut
+from partsum.shared.width.groups import LeftOut, tied_names
 from partsum.shared.width.rules import operations
 from partsum.shared.width.rules.lanes import Flow, Lane, Weight
 
@@ -63,6 +63,16 @@ class Follower:
             flow = self._follow(node)
             if flow is not None:
                 self._flows[node] = flow
+        self._tie()
+
+    def _tie(self) -> None:
+        """One tensor under two names has one way to be cut: its lanes are the same."""
+        first = {name: names[0] for names in tied_names(self._model) for name in names}
+        holders: dict[tuple[str, int], Lane] = {}
+        for lane in self.lanes:
+            for span in list(lane.root.spans):
+                tensor = first.get(span.tensor, span.tensor)
+                lane.join(holders.setdefault((tensor, span.dim), lane))
 
     def _lane(self, name: str) -> Lane:
         lane = Lane(name, len(self.lanes))
