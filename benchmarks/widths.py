@@ -3,10 +3,10 @@
     python benchmarks/widths.py [--json FILE]
 
 A Llama of 1.2 billion parameters (the sizes of Llama 3.2 1B, random, nothing downloaded) on the
-meta device: seconds to find its groups, and to cut a quarter of it. Then one of its layers for real,
-243 MB: peak resident memory while a quarter is cut from it, above what was resident before, beside
-the size of the part; and seconds to merge four parts. Linux only: the peak is the kernel's, from
-/proc/self/status. Needs the `transformers` extra.
+meta device: seconds to find its groups, and to cut a quarter of it. Then one of its layers for
+real, 243 MB: peak resident memory while a quarter is cut from it, above what was resident before,
+beside the size of the part; and seconds to merge four parts. Linux only: the peak is the kernel's,
+from /proc/self/status. Needs the `transformers` extra.
 """
 
 from __future__ import annotations
@@ -140,9 +140,8 @@ def main() -> None:
         ),
         "merge of four": lambda mode: f"{found[f'{mode}_merge_seconds']:.2f} s",
     }
-    table = Table(
-        title=f"a quarter of a Llama of {found['parameters'] / 1e9:.2f} billion", box=None
-    )
+    billions = f"{found['parameters'] / 1e9:.2f} billion"
+    table = Table(title=f"a quarter of a Llama of {billions} parameters", box=None)
     for column in ("", *MODES):
         table.add_column(column, justify="right")
     for name, cell in rows.items():

@@ -45,8 +45,9 @@ def chain_widths(model: nn.Module, prefix: str = "") -> Widths:
     if len(axes) < 2:
         raise WidthError(
             f"found no width groups in {type(model).__name__}: it is not an nn.Sequential with at "
-            "least two Linear or Conv2d layers, and it has no width_groups() method. "
-            "docs/tutorial.md shows how to write one in a few lines"
+            "least two Linear or Conv2d layers, no rule knows its layers, and it has no "
+            "width_groups() method. docs/widths.md shows how to add a rule, and docs/tutorial.md "
+            "how to write the method in a few lines"
         )
     return Widths(tuple(axis.done() for axis in axes[:-1]), (f"{last}.weight",), tuple(scales))
 
