@@ -47,6 +47,18 @@ def resnext() -> Task:
     return Task(lambda: ResNet(Bottleneck, groups=4), data, data, _mean)
 
 
+class Undecided(UNet):
+    """Looks at values, which no tracer can."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images if float(images.mean()) > 0 else -images)
+
+
+def undecided() -> Task:
+    """A net that cannot be followed."""
+    return Task(Undecided, lambda: _nothing(3, 8, 8), lambda: _nothing(3, 8, 8), _mean)
+
+
 def wrong() -> Task:
     """Its groups are wrong."""
     return Task(Wrong, lambda: _nothing(6), lambda: _nothing(6), _mean)

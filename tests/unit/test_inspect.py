@@ -151,10 +151,11 @@ def test_a_config_gives_the_task_its_options_and_the_number_of_parts(
         ([VIT, "--option", "width"], "--option 'width' is not of the form key=value"),
         ([VIT, "--option", "depth=3"], "does not take these options"),
         (["partsum.shared.tasks:nothing"], "has no function 'nothing'"),
+        (["tests.inspected_task:undecided"], "layers of Undecided cannot be followed: torch.fx"),
         ([VIT, "--svg", "/nowhere/at/all.svg", "--shapes-only"], "cannot write the picture"),
     ],
 )
-def test_flags_that_cannot_be_used_are_refused_in_words(
+def test_flags_and_models_that_cannot_be_used_are_refused_in_words(
     capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
     code, found = run(capsys, *arguments)

@@ -15,7 +15,8 @@ from partsum.coordinator.inspection import CutView, Inspection, TensorView
 from partsum.coordinator.planner.fractions import equal_fractions, split_units
 from partsum.coordinator.report_svg import box, element, label
 
-_WIDTH, _NAMES, _BARS, _NOTES, _GROUPS = 1140.0, 366.0, 380.0, 705.0, 815.0
+_NAMES, _BARS, _NOTES, _GROUPS, _LEAST = 366.0, 380.0, 705.0, 815.0, 1140.0
+_LETTER = 6.1  # pixels, about
 _TOP, _MANY = 74.0, 64  # with more tensors than this, those of one dimension are not drawn
 _HUES = ("#3d6eae", "#d98b3a", "#4c9a72", "#b8576a", "#7d68ab", "#93843f", "#3f98a5", "#a76a95")
 _STYLE = "\n".join(
@@ -40,11 +41,13 @@ def draw_inspection(seen: Inspection) -> str:
     longest = max((tensor.numel for tensor in shown), default=1)
     hues = {group.name: place % len(_HUES) for place, group in enumerate(seen.groups)}
     height = _TOP + pitch * len(shown) + 12
+    letters = max((len(_note(_lanes(tensor))) for tensor in shown), default=0)
+    width = max(_LEAST, _GROUPS + _LETTER * letters + 16)
     title = f"{seen.task}: {seen.model}, {count_text(seen.parameters)} parameters"
     drawn = [
         element("title", "How a model is cut"),
         element("style", _STYLE),
-        box(0, 0, _WIDTH, height, "ground"),
+        box(0, 0, width, height, "ground"),
         label(16, 28, title, "title"),
         label(16, 48, _caption(seen, fewer)),
     ]
@@ -61,8 +64,8 @@ def draw_inspection(seen: Inspection) -> str:
         "svg",
         *drawn,
         xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {_WIDTH:g} {height:g}",
-        width=f"{_WIDTH:g}",
+        viewBox=f"0 0 {width:g} {height:g}",
+        width=f"{width:g}",
         height=f"{height:g}",
         role="img",
     )

@@ -8,12 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from partsum.coordinator.figures import bytes_text, count_text
+from partsum.coordinator.figures import bytes_text, count_text, names_text
 from partsum.coordinator.inspection import Inspection, TensorView
 
 _DEPTHS = {"hidden": "hidden only (mode residual)", "all": "everything (mode block)"}
 _STYLES = {"passed": "green", "failed": "red", "refused": "yellow", "not run": "dim"}
-_ROWS = 8  # of what stays whole for one and the same reason, more are counted
 
 
 def print_inspection(seen: Inspection) -> None:
@@ -28,7 +27,7 @@ def print_inspection(seen: Inspection) -> None:
     if seen.readouts:
         console.print(f"readouts, weighed by the merge: {escape(', '.join(seen.readouts))}")
     if seen.scales:
-        console.print(f"scales, 1/K in a base of mode residual: {escape(', '.join(seen.scales))}")
+        console.print(f"scales, 1/K in a base of mode residual: {escape(names_text(seen.scales))}")
     _print_whole(console, seen)
     console.print()
     console.print(_cost_table(seen))
@@ -99,8 +98,7 @@ def _print_whole(console: Console, seen: Inspection) -> None:
         return
     console.print("stays whole, or partly so:")
     for reason, names in by_reason.items():
-        more = f" and {len(names) - _ROWS} more" if len(names) > _ROWS else ""
-        console.print(f"  [dim]{escape(reason)}:[/] {escape(', '.join(names[:_ROWS]))}{more}")
+        console.print(f"  [dim]{escape(reason)}:[/] {escape(names_text(names))}")
 
 
 def _cost_table(seen: Inspection) -> Table:
