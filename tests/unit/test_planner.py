@@ -111,12 +111,16 @@ def test_more_parts_than_units_is_refused_with_the_group_and_the_numbers(
 
 
 @pytest.mark.parametrize(
-    "widths",
-    [widths_of([], [8]), Widths(widths_of([8], []).groups)],
-    ids=["no hidden group", "no scales"],
+    ("widths", "said"),
+    [
+        (widths_of([], [8]), "no hidden width groups"),
+        (Widths(widths_of([8], []).groups), "with_scales"),
+        (Widths(widths_of([8], []).groups, residual_refusal="it is too hot"), "it is too hot"),
+    ],
+    ids=["no hidden group", "no scales", "the rule's own word"],
 )
-def test_mode_residual_is_refused_where_nothing_scales_a_branch(widths: Widths) -> None:
-    with pytest.raises(WidthError, match=r"ScaledLinear.*docs/tutorial.md"):
+def test_mode_residual_is_refused_where_nothing_scales_a_branch(widths: Widths, said: str) -> None:
+    with pytest.raises(WidthError, match=rf"{said}.*docs/widths.md"):
         plan_parts(RESIDUAL, widths, equal_fractions(2), 0, 0)
 
 

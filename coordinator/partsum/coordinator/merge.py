@@ -78,6 +78,8 @@ class Merger:
         self._contributions = contributions
         self._maps = [index_map(widths, c.part) for c in contributions]
         self._disjoint = are_disjoint([c.part for c in contributions])
+        slots = (slot for group in widths.groups for slot in group.slots)
+        self._partly_shared = {slot.tensor for slot in slots if slot.size is not None}
         self._widths = widths
         self._rule = rule
         self._block_bytes = block_bytes
@@ -102,29 +104,22 @@ class Merger:
         """
         cut = any(name in kept for kept in self._maps)
         forget = cut and self._rule.unseen == "zero"
+        disjoint = cut and self._disjoint and name not in self._partly_shared
         if name in self._widths.scales and any(c.part.units for c in self._contributions):
             yield rows_of(old.read(name))
         elif not dtype.is_floating_point:
             start = torch.zeros(shape, dtype=dtype) if forget else old.read(name).clone()
             yield rows_of(self._largest(name, start))
-        elif self._rule.cut is not None and not (cut and self._disjoint):
+        elif self._rule.cut is not None and not disjoint:
             shares, maps = self._contributions, self._maps
             yield rows_of(merge_middle(name, old.read(name), shares, maps, self._rule.cut))
         else:
             row_bytes = 4 * math.prod(shape[1:])
+            merged_rows = self._scattered if disjoint else self._uneven_mean if cut else self._mean
             for rows in row_blocks(shape, row_bytes, self._block_bytes):
                 start = old.read_rows(name, rows.start, rows.stop)
                 block = torch.zeros_like(start) if forget else start.clone()
-                yield self._block(name, block, rows.start, cut).to(dtype)
-
-    def _block(self, name: str, block: Tensor, first: int, cut: bool) -> Tensor:
-        """Merged rows; ``block`` holds what stays where no part holds anything."""
-        if not cut:
-            return self._mean(name, block, first)
-        if not self._disjoint:
-            return self._uneven_mean(name, block, first)
-        self._scatter(name, block, first)
-        return block
+                yield merged_rows(name, block, rows.start).to(dtype)
 
     def _held(self, name: str, block: Tensor, first: int) -> Iterator[tuple[Tensor, Where, float]]:
         """What each part that counts holds of a block of rows: values, where, and their weight."""
@@ -133,10 +128,11 @@ class Merger:
             if found is not None:
                 yield *found, weight
 
-    def _scatter(self, name: str, block: Tensor, first: int) -> None:
+    def _scattered(self, name: str, block: Tensor, first: int) -> Tensor:
         weigh = self._rule.weigh_readouts and name in self._widths.readouts
         for value, where, weight in self._held(name, block, first):
             block[where] = (value * weight if weigh else value).to(block.dtype)
+        return block
 
     def _mean(self, name: str, block: Tensor, first: int) -> Tensor:
         """A running weighted mean: m += (x - m) w / W, which leaves m as it is where x == m."""
