@@ -24,11 +24,12 @@ from partsum.coordinator.gradients import GradientStep, moments_path
 from partsum.coordinator.inspector import Inspector
 from partsum.coordinator.invariants import assert_merge
 from partsum.coordinator.merge import Contribution, Merging, Tensors, write_merged
-from partsum.coordinator.outer import OuterStep
+from partsum.coordinator.outer import OuterStep, Scaled
 from partsum.coordinator.planner.complement import equal_slices
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.stand_in import stand_in
 from partsum.coordinator.store import Store
+from partsum.coordinator.strategies.layers import step_factors
 from partsum.coordinator.strategies.optimizers import make_optimizer
 from partsum.coordinator.unmask import UnmaskedMean, shares_of
 from partsum.shared.config import RunConfig
@@ -58,6 +59,7 @@ class Workshop:
         self.inspector = Inspector(config, store, base, self.cutter)
         self.decoder = Decoder(config, self.cutter, self.inspector)
         self.aggregator = Aggregator(config, store, base, self.inspector)
+        self.factors = step_factors(config.outer, base.shape)
 
     def initial_base(self) -> None:
         """Write base 0 where there is none yet."""
@@ -184,10 +186,12 @@ class Workshop:
         elif self.config.outer.optimizer != "average":
             optimizer = make_optimizer(self.config.outer)
             folder = self.store.folder / "bases"
-            outer = OuterStep(optimizer, self.base.trained, folder, self.store.spares)
+            spares = self.store.spares
+            outer = OuterStep(optimizer, self.base.trained, folder, spares, self.factors)
             digest = outer.apply(old, merger, out, metadata, plan.round)
         else:
-            digest = write_merged(old, merger, out, metadata, spares=self.store.spares)
+            scaled = Scaled(merger, self.factors)
+            digest = write_merged(old, scaled, out, metadata, spares=self.store.spares)
         if self.block:
             return digest
         return self.base.recalibrated(out, self.train, self.config.seed) or digest

@@ -30,24 +30,30 @@ def check_merge(merge: MergeConfig, parts: PartsConfig) -> None:
 
 def check_outer(outer: OuterConfig, parts: PartsConfig) -> None:
     """Raise ValueError where there is no change of the base to take a step along."""
-    if outer.optimizer == "average":
+    if outer.optimizer != "average":
+        key = f'outer.optimizer = "{outer.optimizer}"'
+    elif outer.learning_rate is not None:
+        key = f"outer.learning_rate = {outer.learning_rate:g}"
+    elif outer.layer_scaling is not None:
+        key = f"outer.layer_scaling = {list(outer.layer_scaling)}"
+    else:
         return
     if parts.is_block:
         raise ValueError(
-            f'outer.optimizer = "{outer.optimizer}" needs parts that share the base: in mode block '
+            f"{key} needs parts that share the base: in mode block "
             "each weight belongs to one part, which goes on from its own last weights and never "
             "from the base, so a step on the base would be lost. Set parts.planner = "
             '"full" or parts.mode = "residual"'
         )
     if parts.is_copies:
         raise ValueError(
-            f'outer.optimizer = "{outer.optimizer}" does not go with parts.mode = "copies": the '
+            f'{key} does not go with parts.mode = "copies": the '
             'base is made anew of copies each round. Set parts.mode = "residual" or '
             'parts.planner = "full"'
         )
     if parts.aggregate == "gradients":
         raise ValueError(
-            f'outer.optimizer = "{outer.optimizer}" needs parts.aggregate = "weights": merged '
+            f'{key} needs parts.aggregate = "weights": merged '
             "gradients are stepped on by the coordinator's AdamW already, with [training]'s "
             "learning_rate and betas"
         )
