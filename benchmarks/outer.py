@@ -78,8 +78,12 @@ METHODS = (
             {"layer_scaling": [1.0, 1.5]},
             {"layer_scaling": [1.0, 2.0]},
             {"layer_scaling": [0.5, 1.5]},
-            {"layer_scaling": [1.5, 0.5]},  # the other way round, to see whether depth counts
         ),
+    ),
+    Method(  # to see whether it is depth that counts
+        "LiNeS turned round",
+        {"layer_scaling": [1.5, 0.5]},
+        tried=({"layer_scaling": [1.5, 1.0]}, {"layer_scaling": [2.0, 1.0]}),
     ),
     Method(
         "momentum",

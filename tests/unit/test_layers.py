@@ -90,7 +90,7 @@ def test_blocks_in_stages_are_counted_through_and_not_looked_into() -> None:
 
 def test_a_tied_head_has_its_embeddings_depth_and_frozen_layers_do_not_count() -> None:
     model = CharGpt(9, 8, 8, 2, 3)
-    model.head.weight = model.embed.weight  # type: ignore[assignment]
+    model.head.weight = model.embed.weight
     model.blocks[0].requires_grad_(False)
     depths = layer_depths(model)
     assert depths["head.weight"] == depths["embed.weight"] == 1

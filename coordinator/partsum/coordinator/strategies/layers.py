@@ -1,11 +1,11 @@
 """How far each layer goes along a round's change: task arithmetic's coefficient, LiNeS's depth.
 
-Task arithmetic (Ilharco et al. 2022, 2212.04089) adds lambda times the sum of all changes to the
-base. The merge is their mean, so a step of ``rate`` along it is lambda = rate / K for K updates that
-count alike. LiNeS (Wang et al. 2024, 2410.17146) scales a change linearly with depth, since shallow
-layers hold what all tasks share and deep ones what is their own: layer l of L goes
-alpha + beta (l - 1) / (L - 1) times as far. Here alpha is the first layer's factor, and alpha + beta
-the last one's.
+Task arithmetic (Ilharco et al. 2023, 2212.04089) adds lambda times the sum of all changes to the
+base. The merge is their mean, so a step of ``rate`` along it has lambda = rate / K for K updates
+that count alike. LiNeS (Wang et al. 2024, 2410.17146) scales a change linearly with depth, since
+shallow layers hold what all tasks share and deep ones what is their own: layer l of L goes
+alpha + beta (l - 1) / (L - 1) times as far. Here alpha is the first layer's factor, and
+alpha + beta the last one's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What [merge], [outer], [privacy], [wire] and keys of [training] ask of the rest of a config."""
+"""What [start], [merge], [outer], [privacy], [wire], and keys of [training], ask of the rest."""
 
 from __future__ import annotations
 
 from partsum.shared.config.outer import OuterConfig
+from partsum.shared.config.start import StartConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig
 from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import HandoffConfig, PartsConfig, RoundsConfig, TrainingConfig
@@ -25,6 +26,35 @@ def check_merge(merge: MergeConfig, parts: PartsConfig) -> None:
             f'merge.rule = "{merge.rule}" with hostile = {merge.hostile} needs at least {least} '
             f"parts ({times} x hostile + {more}), but parts.count is {parts.count}: with fewer the "
             "hostile ones could decide. Raise parts.count or lower merge.hostile"
+        )
+
+
+def check_start(start: StartConfig, parts: PartsConfig) -> None:
+    """Raise ValueError where nobody would start from the grown base."""
+    if not start.models or not parts.rounds:
+        return
+    if parts.is_copies:
+        raise ValueError(
+            'start.models does not go with parts.mode = "copies": its base is made anew of copies '
+            "each round. Take another mode, or parts.rounds = 0 for the hand-off alone"
+        )
+    if not parts.is_block:
+        return
+    if start.grow == "widen":
+        raise ValueError(
+            'start.grow = "widen" needs parts that start from the base: in mode block each part is '
+            'a model of its own. Set parts.planner = "full" or parts.mode = "residual", or '
+            "parts.rounds = 0 for the hand-off alone"
+        )
+    if len(start.models) != parts.count:
+        raise ValueError(
+            f"start.models has {len(start.models)} entries, but parts.count is {parts.count}: in "
+            "mode block part k goes on from model k"
+        )
+    if parts.fractions == "measured":
+        raise ValueError(
+            'start.models needs parts.fractions = "equal" or a list in mode block: the models are '
+            "as wide as they are, whatever the nodes' speed"
         )
 
 
