@@ -46,7 +46,7 @@ class Start:
         self.config = config
         self.base = base
         self.paths = paths
-        self.fuses = config.start.grow == "fuse"
+        self.fuses = bool(paths) and config.start.grow == "fuse"
         self.plants = config.parts.is_block and config.parts.rounds > 0
         """Whether parts go on from the models, and not from what they are grown to."""
         parts = config.parts
@@ -55,7 +55,7 @@ class Start:
         """What the base's scales are (see Widths), with models to start from or without."""
 
     def check(self) -> list[Part]:
-        """See that the models fit the base, by their headers; the slices that they are fused to."""
+        """See that the models fit the base, by their headers; the slices of those fused."""
         with ExitStack() as files:
             return [share.part for share in self._shares(self._open(files))]
 
@@ -80,8 +80,8 @@ class Start:
     def write_parts(self, folder: Path, samples: int) -> dict[str, object]:
         """Write what each part of mode block goes on from: the fused models themselves.
 
-        Returns, by part, what is kept of it, as after a round. Where a first round is merged without
-        an update of it, a part counts with its weight's share of all ``samples``.
+        Returns, by part, what is kept of it, as after a round. In a first round without an update
+        of it, a part counts with its weight's share of all ``samples``.
         """
         weights = self._weights()
         kept: dict[str, object] = {}

@@ -34,12 +34,14 @@ class Widened:
         self._trained = trained
         self._copies = copy_map(widths, trained.part)
         self._modules = dict(model.named_modules())
+        self._first = first_names(model)
         self._noise = noise
         self._seed = seed
 
     def merge(self, name: str, old: Tensor) -> Tensor:
         """The widened tensor of that name; of ``old``, the base's, only the shape counts."""
         value = self._trained.read(name)
+        name = self._first.get(name, name)
         for dim, source in self._copies.get(name, {}).items():
             value = value.index_select(dim, source)
             if dim == self._reading(name):
@@ -55,6 +57,13 @@ class Widened:
         """The dimension of a weight that is summed over, by the kind of its module; None: none."""
         path, _, leaf = name.rpartition(".")
         return reading_dim(self._modules[path]) if leaf.endswith("weight") else None
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """By every name of a parameter the first one, which width groups use: tied weights have two."""
+    known: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: known.setdefault(id(parameter), name) for name, parameter in named}
 
 
 def copy_map(widths: Widths, part: Part) -> dict[str, dict[int, Tensor]]:
