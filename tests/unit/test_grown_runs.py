@@ -29,9 +29,11 @@ from partsum.coordinator.planner.complement import block_parts
 from partsum.coordinator.recovery import Recovery
 from partsum.coordinator.store import Store
 from partsum.coordinator.workplan import Workplan
+from partsum.shared.cli import main
 from partsum.shared.config import RunConfig, parse_config
 from partsum.shared.errors import ConfigError, WidthError
 from partsum.shared.part import cut_module, fresh_module
+from partsum.shared.tasks.mlp import Mlp
 from partsum.shared.tensors import load_tensors, save_tensors
 
 UNEVEN = Workplan((0.7, 0.3), ("", ""), 0.25)
@@ -198,3 +200,32 @@ def test_models_that_do_not_fit_are_found_before_there_is_a_run(tmp_path: Path) 
 
 
 START = "\nstart = { models = ['a.safetensors', 'b.safetensors'] }"
+
+
+def test_the_command_writes_what_a_run_would_start_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = fresh_module(Mlp(64, [4, 4], 10), 1)
+    save_tensors(tmp_path / "small.safetensors", small.state_dict())
+    path, out = tmp_path / "run.toml", tmp_path / "grown.safetensors"
+    path.write_text(
+        "[task]\nname = 'partsum.shared.tasks:digits'\noptions = { widths = [8, 6] }\n"
+        "[parts]\nplanner = 'full'\n[start]\nmodels = ['small.safetensors']\ngrow = 'widen'\n"
+    )
+    assert main(["grow", str(path), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"{out}: base 0 is widened from small.safetensors" in said
+    wide = Mlp(64, [8, 6], 10)
+    wide.load_state_dict(load_tensors(out))
+    assert main(["plan", str(path)]) == 0
+    assert "base 0: widened from small.safetensors" in capsys.readouterr().out
+    inputs = torch.rand(5, 64)
+    torch.testing.assert_close(wide(inputs), small(inputs))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [out.name, path.name, "small.safetensors"]
+    assert main(["grow", str(path), "--out", str(out)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main(["grow", str(path), "--out", str(tmp_path / "no" / "where")]) == 2
+    assert "cannot write" in capsys.readouterr().err
+    path.write_text("")
+    assert main(["grow", str(path), "--out", str(tmp_path / "other")]) == 2
+    assert "has no [start]" in capsys.readouterr().err

@@ -200,7 +200,7 @@ def test_a_model_of_mode_residual_keeps_its_function_in_any_mode(tmp_path: Path)
     """Its scales are 1/K; those of the base are 1, or 1/K of another K: weights make up for it."""
     models = [trained(mlp, (6, 4), seed) for seed in range(2)]
     for model, scale in zip(models, (0.25, 1.0), strict=True):
-        model.linear2.scale.fill_(scale)  # type: ignore[union-attr,operator]
+        model.get_buffer("linear2.scale").fill_(scale)
     for parts, scale in (("rounds = 0", 1.0), ("mode = 'residual', count = 5", 0.2)):
         config = config_of(models=2, parts=parts)
         start, base, path, _ = grown(tmp_path, mlp, (12, 8), models, config)
@@ -383,7 +383,8 @@ def test_shapes_that_are_no_narrower_bases_are_refused_by_tensor(tmp_path: Path)
     kind, said = refusal(tmp_path, [mlp(9, 4)], one, 8, 8)
     assert "wider than the base: tensor 'linear1.weight' has the shape [9, 64], and [8, 64]" in said
     strange = mlp(4, 4)
-    strange.linear2.weight = nn.Parameter(torch.zeros(4, 5))  # type: ignore[assignment]
+    fifth = nn.Parameter(torch.zeros(4, 5))
+    strange.get_submodule("linear2").register_parameter("weight", fifth)
     said = refusal(tmp_path, [strange], one, 8, 8)[1]
     assert "tensor 'linear2.weight' has the shape [4, 5]" in said
     assert "would have to be [4, 4] ([8, 8] in the base)" in said
@@ -440,7 +441,7 @@ def test_files_that_are_not_what_they_should_be_are_refused(tmp_path: Path) -> N
 
 def test_a_model_that_has_diverged_is_refused(tmp_path: Path) -> None:
     model = trained(mlp, (4, 4), 0)
-    model.head.bias.data[0] = torch.nan  # type: ignore[union-attr,index]
+    model.get_parameter("head.bias").data[0] = torch.nan
     with pytest.raises(WidthError, match=r"m0.safetensors computes numbers that are not finite"):
         grown(tmp_path, mlp, (8, 8), [model], config_of("widen"))
     assert not (tmp_path / "base").exists()

@@ -1,4 +1,4 @@
-"""The coordinator's commands: coordinator, run, plan, demo; certs and tokens are next door."""
+"""The coordinator's commands: coordinator, run, plan, grow, demo; certs, tokens are next door."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     _add_coordinator(commands)
     _add_run(commands)
     _add_plan(commands)
+    _add_grow(commands)
     _add_demo(commands)
     add_access_commands(commands)
 
@@ -121,6 +122,26 @@ def _plan(options: argparse.Namespace) -> int:
     from partsum.coordinator.dry_run import show_plan
 
     return show_plan(options.config, options.json)
+
+
+def _add_grow(commands: argparse._SubParsersAction[Any]) -> None:
+    parser = commands.add_parser(
+        "grow",
+        help="write the base that a run would grow from smaller trained models",
+        description="Write the base that a run would start from, grown from the models that its "
+        "[start] names, and say what it computes beside them. Trains nothing.",
+    )
+    parser.add_argument("config", type=Path, metavar="RUN.TOML", help="the run's config")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", required=True, help="the safetensors file to write"
+    )
+    parser.set_defaults(run=_grow)
+
+
+def _grow(options: argparse.Namespace) -> int:
+    from partsum.coordinator.growth.command import write_grown
+
+    return write_grown(options.config, options.out)
 
 
 def _add_demo(commands: argparse._SubParsersAction[Any]) -> None:
