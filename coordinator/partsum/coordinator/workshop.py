@@ -71,7 +71,7 @@ class Workshop:
             fresh = self.store.spool_path("fresh.safetensors") if models else path
             self.base.initial(fresh, self.config.seed, self.start.scale)
             if models:
-                log.info("%s", self.start.grow(fresh, path, self.validation))
+                self.start.grow(fresh, path, self.validation)
                 fresh.unlink()
             release_memory()
         if models and self.start.plants and not self.store.results():

@@ -60,7 +60,7 @@ class Start:
             return [share.part for share in self._shares(self._open(files))]
 
     def grow(self, fresh: Path, out: Path, samples: Samples) -> str:
-        """Write the grown base; says in a sentence what it computes.
+        """Write the grown base; logs and returns a sentence on what it computes.
 
         Args:
             fresh: a base file, freshly initialised: its names and shapes, and its scales.
@@ -144,6 +144,9 @@ class Start:
         if shares:
             grouped = self.base.model(grown, [share.part for share in shares])
             assert_merge(self.base, grouped, shares, samples)
+            if not self.config.parts.is_block:
+                del grouped
+                self.base.forget_grouped()
         total = sum(share.weight for share in shares)
         weights = [share.weight / total for share in shares] or [1.0]
         expected = torch.einsum("k,k...->...", outputs.new_tensor(weights), outputs)
@@ -154,6 +157,7 @@ class Start:
         how = f"fused from {len(models)} models" if shares else f"widened from {models[0].name}"
         said = f"base 0 is {how}; on a probe batch its outputs, up to {largest:.3g}, are {what}"
         if error <= TOLERANCE * max(1.0, largest):
+            log.info("%s", said)
             return said
         said = f"{said} but for {error:.2g}"
         log.warning("%s: %s", said, self._why())
@@ -165,7 +169,7 @@ class Start:
         if not bool(torch.isfinite(outputs).all()):
             raise WidthError(
                 f"start.models: {model.name} computes numbers that are not finite on the first "
-                "validation samples; it has diverged, or is not of this task"
+                "validation samples: it has diverged, or is not of this task; take another, with --new"
             )
         return outputs
 
