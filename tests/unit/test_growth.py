@@ -184,8 +184,11 @@ def test_fused_models_compute_their_weighted_mean(
     fused = base.model(path, start.check())
     assert assert_mean_of_parts(fused, models, shares, inputs_of(make)) < 1e-5
     assert f"fused from {len(models)} models" in said
-    # Plain norms mix the models' statistics: that is measured and said.
+    # Plain norms mix the models' statistics: that is measured and said, where they will be plain.
     assert ("but for" in said) == (make in (normed, vit, gpt))
+    handoff = config.handoff.model_copy(update={"norms": "grouped"})
+    config = config.model_copy(update={"handoff": handoff})
+    assert "but for" not in grown(tmp_path, make, whole, models, config)[3]
 
 
 def test_one_model_as_wide_as_the_base_is_simply_taken(tmp_path: Path) -> None:

@@ -38,6 +38,6 @@ def _known_before(config: RunConfig) -> list[str]:
     if not (config.start.models and config.privacy.noise_multiplier):
         return []
     return [
-        "start.models with privacy.noise_multiplier: epsilon says nothing of what those models tell "
-        "of the data that they were trained on; take only ones that never saw this run's data"
+        "start.models with privacy.noise_multiplier: epsilon says nothing of what those models "
+        "tell of the data that they were trained on; take only ones that never saw this run's data"
     ]

@@ -141,17 +141,18 @@ class Start:
         """What the grown base computes beside its models, on a probe batch."""
         inputs, _ = self.base.probe(samples)
         outputs = torch.stack([self._outputs(model, inputs) for model in models])
-        if shares:
-            grouped = self.base.model(grown, [share.part for share in shares])
-            assert_merge(self.base, grouped, shares, samples)
-            if not self.config.parts.is_block:
-                del grouped
-                self.base.forget_grouped()
+        slices = [share.part for share in shares]
+        if slices:
+            assert_merge(self.base, self.base.model(grown, slices), shares, samples)
+        if not (self.config.parts.is_block and self.config.handoff.norms == "grouped"):
+            slices = []  # the hand-off, or every round, goes on with norms over the whole width
+        if not self.config.parts.is_block:
+            self.base.forget_grouped()
         total = sum(share.weight for share in shares)
         weights = [share.weight / total for share in shares] or [1.0]
         expected = torch.einsum("k,k...->...", outputs.new_tensor(weights), outputs)
         with torch.no_grad():
-            found = self.base.model(grown)(inputs)
+            found = self.base.model(grown, slices)(inputs)
         error, largest = (float(t.abs().max()) for t in (found - expected, expected))
         what = "their weighted mean" if shares else "what it computes"
         how = f"fused from {len(models)} models" if shares else f"widened from {models[0].name}"
@@ -169,7 +170,7 @@ class Start:
         if not bool(torch.isfinite(outputs).all()):
             raise WidthError(
                 f"start.models: {model.name} computes numbers that are not finite on the first "
-                "validation samples: it has diverged, or is not of this task; take another, with --new"
+                "validation samples: it has diverged, or is of another task; start a new run without it"
             )
         return outputs
 
