@@ -170,7 +170,7 @@ class Start:
         if not bool(torch.isfinite(outputs).all()):
             raise WidthError(
                 f"start.models: {model.name} computes numbers that are not finite on the first "
-                "validation samples: it has diverged, or is of another task; start a new run without it"
+                "validation samples; start a new run without it, or with another task"
             )
         return outputs
 
