@@ -198,6 +198,8 @@ def test_robust_merging_is_refused_where_each_weight_has_one_source() -> None:
     ("text", "key"),
     [
         ("outer = { optimizer = 'nesterov' }", 'outer.optimizer = "nesterov"'),
+        ("outer = { learning_rate = 1.5 }", "outer.learning_rate = 1.5"),
+        ("outer = { layer_scaling = [0.5, 1.0] }", "outer.layer_scaling = [0.5, 1.0]"),
         ("training = { proximal = 0.1 }", "training.proximal = 0.1"),
     ],
 )
@@ -220,7 +222,8 @@ def test_an_outer_optimizer_takes_its_own_keys_and_no_other() -> None:
     message = complaint(f"{full}outer = {{ optimizer = 'yogi', momentum = 0.5 }}")
     assert 'momentum means nothing to optimizer = "yogi"' in message
     assert "takes learning_rate, betas, epsilon" in message
-    assert "takes no other key" in complaint(f"{full}outer = {{ learning_rate = 0.5 }}")
+    assert "which takes learning_rate;" in complaint(f"{full}outer = {{ momentum = 0.5 }}")
+    assert parse_config(f"{full}outer = {{ learning_rate = 0.5 }}").outer.learning_rate == 0.5
     wrong = complaint(f"{full}outer = {{ optimizer = 'adam', betas = [0.9, 1.5], epsilon = 0 }}")
     assert "outer.betas: Input should be less than 1 (got 1.5)" in wrong
     assert "outer.epsilon" in wrong

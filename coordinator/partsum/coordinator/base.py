@@ -101,6 +101,10 @@ class Base:
             self._grouped = (norm_parts, model.to(self.device))
         return self._grouped[1]
 
+    def forget_grouped(self) -> None:
+        """Let the model with grouped norms go, where no round will need it."""
+        self._grouped = None
+
     @property
     def trained(self) -> set[str]:
         """The names of the parameters that training changes, under all of their names."""

@@ -1,4 +1,4 @@
-"""The coordinator's commands: coordinator, run, plan, inspect, demo; certs and tokens next door."""
+"""The coordinator's commands: coordinator, run, demo; models' and access's are next door."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from partsum.coordinator.access_commands import add_access_commands
+from partsum.coordinator.model_commands import add_model_commands
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     """Register the commands; heavy imports wait until one is run."""
     _add_coordinator(commands)
     _add_run(commands)
-    _add_plan(commands)
-    _add_inspect(commands)
+    add_model_commands(commands)
     _add_demo(commands)
     add_access_commands(commands)
 
@@ -105,69 +105,6 @@ def _run_list(options: argparse.Namespace) -> int:
     from partsum.coordinator import operator
 
     return operator.list_all(options.folder)
-
-
-def _add_plan(commands: argparse._SubParsersAction[Any]) -> None:
-    parser = commands.add_parser(
-        "plan",
-        help="the dry run: parts, parameters, FLOPs, bytes and memory, before anything is spent",
-        description="Show what a run would do: its parts and what each costs. Trains nothing.",
-    )
-    parser.add_argument("config", type=Path, metavar="RUN.TOML", help="the run's config")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_plan)
-
-
-def _plan(options: argparse.Namespace) -> int:
-    from partsum.coordinator.dry_run import show_plan
-
-    return show_plan(options.config, options.json)
-
-
-def _add_inspect(commands: argparse._SubParsersAction[Any]) -> None:
-    parser = commands.add_parser(
-        "inspect",
-        help="how a task's model is cut: its width groups, what stays whole, the certificate",
-        description="Show a model's width groups, what stays whole and why, and what a part costs; "
-        "check that a cut model computes what it should. Trains nothing.",
-    )
-    parser.add_argument(
-        "task", nargs="?", metavar="TASK", help="as package.module:function; else the config's"
-    )
-    parser.add_argument(
-        "--option",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an option of the task, a value as in TOML; may be given again",
-    )
-    parser.add_argument("--config", type=Path, metavar="RUN.TOML", help="take task and parts of it")
-    parser.add_argument(
-        "--parts", type=int, metavar="K", help="how many equal parts (default: the config's, or 4)"
-    )
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the model's tensors")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--shapes-only",
-        action="store_true",
-        help="no weights, no data, no certificate: for models that do not fit here",
-    )
-    parser.set_defaults(run=_inspect)
-
-
-def _inspect(options: argparse.Namespace) -> int:
-    from partsum.coordinator.inspect_command import show_inspection
-
-    return show_inspection(
-        options.task,
-        options.options,
-        options.config,
-        options.parts,
-        options.svg,
-        options.json,
-        options.shapes_only,
-    )
 
 
 def _add_demo(commands: argparse._SubParsersAction[Any]) -> None:

@@ -14,6 +14,8 @@ from partsum.coordinator.advice import advise
 from partsum.coordinator.base import Base
 from partsum.coordinator.cost import Cost, part_cost, parts_share
 from partsum.coordinator.figures import bytes_text, count_text, names_text
+from partsum.coordinator.folder import given_models
+from partsum.coordinator.growth.start import Start
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.planner import equal_fractions, plan_parts, plan_slices
 from partsum.coordinator.privacy import check_model, epsilon_of
@@ -35,6 +37,8 @@ def show_plan(path: Path, as_json: bool) -> int:
     fractions = given if isinstance(given, list) else equal_fractions(config.parts.count)
     parts = plan_parts(config.parts, base.widths, fractions, config.seed, 0)
     slices = plan_slices(config.parts, base.widths, fractions, config.seed)
+    if config.start.models:
+        Start(config, base, given_models(config, path)).check()
     certify(base, slices, config.parts.is_block or config.parts.is_copies, validation)
     if config.privacy.noise_multiplier:
         check_model(base.shape)
@@ -125,6 +129,9 @@ def _print(
         f"{_times(config.parts.local_epochs, 'local epoch')}, "
         f"{_times(config.parts.count, 'part')} ({mode})"
     )
+    if config.start.models:
+        how = "fused from" if config.start.grow == "fuse" else "widened from"
+        console.print(f"base 0: {how} {', '.join(config.start.models)}")
     table = Table(box=None, header_style="dim")
     for column in ("part", "width", "parameters", "GFLOP", "down/round", "up/round", "memory"):
         table.add_column(column, justify="right")

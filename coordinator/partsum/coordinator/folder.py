@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import time
 from contextlib import closing
@@ -15,7 +16,7 @@ from partsum.coordinator.store import Store
 from partsum.coordinator.summary import config_digest
 from partsum.shared.config import RunConfig, parse_config
 from partsum.shared.errors import ConfigError, StateError
-from partsum.shared.files import write_file
+from partsum.shared.files import sync_file, sync_folder, write_file
 
 DEEPSPEED_COPY = "deepspeed.json"  # the user's file, as it was when the run was started
 
@@ -33,10 +34,11 @@ class RunFolder:
 def new_run(config: RunConfig, text: str, now: float, source: Path = Path("run.toml")) -> Store:
     """Make runs/NAME-TIME and let runs/latest point at it.
 
-    ``source`` is where the config lies: a DeepSpeed file that it names is copied from beside it.
+    ``source`` is where the config lies: the files that it names are copied from beside it.
     """
     given = config.handoff.deepspeed_config
     deepspeed = _read_given(source.parent / given) if given is not None else None
+    models = given_models(config, source)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
     parent = Path(config.folder)
     path = parent / f"{config.name}-{stamp}"
@@ -50,6 +52,7 @@ def new_run(config: RunConfig, text: str, now: float, source: Path = Path("run.t
             raise StateError(f"cannot make the run folder {path}: {error}") from error
     if deepspeed is not None:
         write_file(path / DEEPSPEED_COPY, deepspeed.encode())
+    _copy(models, copied_models(config, path))
     write_file(path / "config.toml", text.encode())
     latest = parent / "latest"
     fresh = parent / f".latest-{path.name}"
@@ -59,6 +62,28 @@ def new_run(config: RunConfig, text: str, now: float, source: Path = Path("run.t
     store.note(started_at=now, config_digest=config_digest(config), state="running")
     store.journal.back_up()
     return store
+
+
+def given_models(config: RunConfig, source: Path) -> list[Path]:
+    """Where the models lie that the base is to be grown from; ``source`` is the config's file."""
+    return [source.parent / given for given in config.start.models]
+
+
+def copied_models(config: RunConfig, folder: Path) -> list[Path]:
+    """Where a run's own copies of them lie, whatever becomes of the others."""
+    names = (Path(given).name for given in config.start.models)
+    return [folder / "start" / f"{k}-{name}" for k, name in enumerate(names)]
+
+
+def _copy(sources: list[Path], targets: list[Path]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.parent.mkdir(exist_ok=True)
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise ConfigError(f"start.models: cannot copy {source}: {error.strerror}") from error
+        sync_file(target)
+        sync_folder(target.parent)
 
 
 def _read_given(path: Path) -> str:

@@ -20,22 +20,25 @@ from partsum.coordinator.clock import Stages
 from partsum.coordinator.copies import CopyMerger
 from partsum.coordinator.cutter import Cutter, base_name
 from partsum.coordinator.decoder import Decoder
+from partsum.coordinator.folder import copied_models
 from partsum.coordinator.gradients import GradientStep, moments_path
+from partsum.coordinator.growth.start import Start
 from partsum.coordinator.inspector import Inspector
 from partsum.coordinator.invariants import assert_merge
 from partsum.coordinator.merge import Contribution, Merging, Tensors, write_merged
-from partsum.coordinator.outer import OuterStep
+from partsum.coordinator.outer import OuterStep, Scaled
 from partsum.coordinator.planner.complement import equal_slices
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.stand_in import stand_in
 from partsum.coordinator.store import Store
+from partsum.coordinator.strategies.layers import step_factors
 from partsum.coordinator.strategies.optimizers import make_optimizer
 from partsum.coordinator.unmask import UnmaskedMean, shares_of
 from partsum.shared.config import RunConfig
 from partsum.shared.files import file_digest, sync_folder
 from partsum.shared.messages import Update
 from partsum.shared.part import WHOLE, Part
-from partsum.shared.task import Samples, Scores
+from partsum.shared.task import Samples, Scores, num_samples
 from partsum.shared.tensors import TensorFile
 from partsum.shared.transport import release_memory
 
@@ -58,16 +61,22 @@ class Workshop:
         self.inspector = Inspector(config, store, base, self.cutter)
         self.decoder = Decoder(config, self.cutter, self.inspector)
         self.aggregator = Aggregator(config, store, base, self.inspector)
+        self.factors = step_factors(config.outer, base.shape)
+        self.start = Start(config, base, copied_models(config, store.folder))
 
     def initial_base(self) -> None:
         """Write base 0 where there is none yet."""
-        path = self.store.base_path(base_name(0))
+        path, models = self.store.base_path(base_name(0)), self.config.start.models
         if not path.exists():
-            parts = self.config.parts
-            residual = parts.planner == "complement" and parts.mode == "residual"
-            scale = 1 / parts.count if residual else 1.0
-            self.base.initial(path, self.config.seed, scale)
+            fresh = self.store.spool_path("fresh.safetensors") if models else path
+            self.base.initial(fresh, self.config.seed, self.start.scale)
+            if models:
+                self.start.grow(fresh, path, self.validation)
+                fresh.unlink()
             release_memory()
+        if models and self.start.plants and not self.store.results():
+            parts = self.start.write_parts(self.store.folder / "parts", num_samples(self.train))
+            self.store.note(parts=parts)
 
     def update_path(self, round: int, part: int) -> Path:
         """Where an accepted update lies until its round is committed."""
@@ -184,10 +193,12 @@ class Workshop:
         elif self.config.outer.optimizer != "average":
             optimizer = make_optimizer(self.config.outer)
             folder = self.store.folder / "bases"
-            outer = OuterStep(optimizer, self.base.trained, folder, self.store.spares)
+            spares = self.store.spares
+            outer = OuterStep(optimizer, self.base.trained, folder, spares, self.factors)
             digest = outer.apply(old, merger, out, metadata, plan.round)
         else:
-            digest = write_merged(old, merger, out, metadata, spares=self.store.spares)
+            scaled = Scaled(merger, self.factors)
+            digest = write_merged(old, scaled, out, metadata, spares=self.store.spares)
         if self.block:
             return digest
         return self.base.recalibrated(out, self.train, self.config.seed) or digest
@@ -254,9 +265,16 @@ class Workshop:
 
     # -- evaluation -------------------------------------------------------------------------------
 
-    def norm_parts(self, plan: RoundPlan) -> list[Part]:
-        """The parts whose slices layer norms keep to: those of mode block, else none."""
-        return [planned.part for planned in plan.parts] if self.block else []
+    def norm_parts(self, plan: RoundPlan | None) -> list[Part]:
+        """The parts whose slices layer norms keep to: those of mode block, else none.
+
+        Without a plan, as no round was made: the slices that base 0 is fused from.
+        """
+        if not self.block:
+            return []
+        if plan is None:
+            return self.start.check()
+        return [planned.part for planned in plan.parts]
 
     def _evaluate(
         self, plan: RoundPlan, shares: Mapping[int, Contribution], path: Path

@@ -1,8 +1,9 @@
-"""What [merge], [outer], [privacy], [wire] and keys of [training] ask of the rest of a config."""
+"""What [start], [merge], [outer], [privacy], [wire], and keys of [training], ask of the rest."""
 
 from __future__ import annotations
 
 from partsum.shared.config.outer import OuterConfig
+from partsum.shared.config.start import StartConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig
 from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import HandoffConfig, PartsConfig, RoundsConfig, TrainingConfig
@@ -28,26 +29,61 @@ def check_merge(merge: MergeConfig, parts: PartsConfig) -> None:
         )
 
 
+def check_start(start: StartConfig, parts: PartsConfig) -> None:
+    """Raise ValueError where nobody would start from the grown base."""
+    if not start.models or not parts.rounds:
+        return
+    if parts.is_copies:
+        raise ValueError(
+            'start.models does not go with parts.mode = "copies": its base is made anew of copies '
+            "each round. Take another mode, or parts.rounds = 0 for the hand-off alone"
+        )
+    if not parts.is_block:
+        return
+    if start.grow == "widen":
+        raise ValueError(
+            'start.grow = "widen" needs parts that start from the base: in mode block each part is '
+            'a model of its own. Set parts.planner = "full" or parts.mode = "residual", or '
+            "parts.rounds = 0 for the hand-off alone"
+        )
+    if len(start.models) != parts.count:
+        raise ValueError(
+            f"start.models has {len(start.models)} entries, but parts.count is {parts.count}: in "
+            "mode block part k goes on from model k"
+        )
+    if parts.fractions == "measured":
+        raise ValueError(
+            'start.models needs parts.fractions = "equal" or a list in mode block: the models are '
+            "as wide as they are, whatever the nodes' speed"
+        )
+
+
 def check_outer(outer: OuterConfig, parts: PartsConfig) -> None:
     """Raise ValueError where there is no change of the base to take a step along."""
-    if outer.optimizer == "average":
+    if outer.optimizer != "average":
+        key = f'outer.optimizer = "{outer.optimizer}"'
+    elif outer.learning_rate is not None:
+        key = f"outer.learning_rate = {outer.learning_rate:g}"
+    elif outer.layer_scaling is not None:
+        key = f"outer.layer_scaling = {list(outer.layer_scaling)}"
+    else:
         return
     if parts.is_block:
         raise ValueError(
-            f'outer.optimizer = "{outer.optimizer}" needs parts that share the base: in mode block '
+            f"{key} needs parts that share the base: in mode block "
             "each weight belongs to one part, which goes on from its own last weights and never "
             "from the base, so a step on the base would be lost. Set parts.planner = "
             '"full" or parts.mode = "residual"'
         )
     if parts.is_copies:
         raise ValueError(
-            f'outer.optimizer = "{outer.optimizer}" does not go with parts.mode = "copies": the '
+            f'{key} does not go with parts.mode = "copies": the '
             'base is made anew of copies each round. Set parts.mode = "residual" or '
             'parts.planner = "full"'
         )
     if parts.aggregate == "gradients":
         raise ValueError(
-            f'outer.optimizer = "{outer.optimizer}" needs parts.aggregate = "weights": merged '
+            f'{key} needs parts.aggregate = "weights": merged '
             "gradients are stepped on by the coordinator's AdamW already, with [training]'s "
             "learning_rate and betas"
         )

@@ -13,10 +13,12 @@ from partsum.shared.config.fit import (
     check_privacy,
     check_proximal,
     check_secrecy,
+    check_start,
     check_wire,
 )
 from partsum.shared.config.outer import OuterConfig
 from partsum.shared.config.section import Section
+from partsum.shared.config.start import StartConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
 from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import (
@@ -44,6 +46,7 @@ class RunConfig(Section):
     """How many of the newest base versions to keep; 0 keeps all."""
     task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
+    start: StartConfig = StartConfig()
     parts: PartsConfig = PartsConfig()
     training: TrainingConfig = TrainingConfig()
     rounds: RoundsConfig = RoundsConfig()
@@ -63,6 +66,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _promises_that_can_be_kept(self) -> RunConfig:
         check_merge(self.merge, self.parts)
+        check_start(self.start, self.parts)
         check_outer(self.outer, self.parts)
         check_proximal(self.training, self.parts)
         check_privacy(self.privacy, self.merge, self.parts, self.handoff)
