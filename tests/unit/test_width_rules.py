@@ -21,6 +21,7 @@ from partsum.coordinator.invariants import assert_mean_of_parts, certify
 from partsum.coordinator.merge import AVERAGE, BLOCK, Contribution, Tensors, merge_state
 from partsum.coordinator.norms import group_norms
 from partsum.coordinator.planner import equal_fractions, plan_parts
+from partsum.node.model import build_part
 from partsum.shared.config import PartsConfig
 from partsum.shared.errors import WidthError
 from partsum.shared.part import Part, cut_module, fresh_module, index_map, region
@@ -175,6 +176,25 @@ def test_a_fresh_part_has_its_seeds_bytes_whatever_was_there_before(kind: str) -
     one, again, other = state(1, 7.0), state(1, 8.0), state(2, 7.0)
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", [k for k in MODELS if k not in ("mlp", "vit", "gpt")])
+def test_a_node_builds_the_part_that_the_coordinator_does(kind: str) -> None:
+    base, devices = base_of(kind, "residual"), []
+
+    def make() -> nn.Module:
+        devices.append(torch.empty(0).device.type)
+        return scaled(kind)
+
+    part = parts_of(base, "residual")[1]
+    found = build_part(make, part, 5, None).module.eval()
+    assert devices == ["meta"], "the base took memory"
+    expected = base.fresh_part(part, 5)
+    state = found.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    inputs = MODELS[kind].inputs()
+    whole = base.part_model(part, Tensors(expected))
+    torch.testing.assert_close(found(inputs), whole(inputs))
 
 
 def test_a_unit_of_grouped_query_attention_is_a_key_head_with_its_query_heads() -> None:
