@@ -138,6 +138,8 @@ class Run:
                 await asyncio.to_thread(self.workshop.cutter.restore_starts, plan)
         else:
             with self.stages.timing("plan"):
+                if round == 0:
+                    await asyncio.to_thread(self.workshop.rank_units)
                 workplan = await asyncio.to_thread(self.workplan, profiles)
                 plan = await asyncio.to_thread(self.workshop.cutter.plan_round, workplan, round)
             self.store.open_round(plan, self.opened)
@@ -205,6 +207,10 @@ class Run:
             if not self.store.journal.back_up():
                 keep = 0  # the last backup still speaks of the bases that would go now
             self.store.tidy(keep, self.workshop.kept_paths(keep))
+
+    def leave(self) -> None:
+        """This coordinator ends: what takes long in a worker thread is not waited for."""
+        self.workshop.survey.leave()
 
     def epsilon(self) -> float | None:
         """What the bases so far have spent of privacy; None where none is promised."""

@@ -41,15 +41,8 @@ def equal_slices(widths: Widths, count: int) -> list[Part]:
 
 def residual_parts(widths: Widths, fractions: Sequence[float], seed: int, round: int) -> list[Part]:
     """Hidden groups only, units drawn anew from (seed, round) (ResIST, 2107.00961)."""
-    hidden = [group for group in widths.groups if group.depth == "hidden"]
-    if not hidden or not widths.scales:
-        raise WidthError(
-            'mode = "residual" needs hidden width groups whose reader is a '
-            "partsum.shared.width.ScaledLinear, and this model has none; use mode = "
-            '"block", or see docs/tutorial.md'
-        )
     owned: list[dict[str, tuple[int, ...]]] = [{} for _ in fractions]
-    for group in hidden:
+    for group in hidden_groups(widths):
         order = list(range(group.units))
         random.Random(f"{seed}/{round}/{group.name}").shuffle(order)
         first = 0
@@ -57,6 +50,18 @@ def residual_parts(widths: Widths, fractions: Sequence[float], seed: int, round:
             part[group.name] = tuple(sorted(order[first : first + size]))
             first += size
     return [Part(units) for units in owned]
+
+
+def hidden_groups(widths: Widths) -> list[WidthGroup]:
+    """The groups that mode residual cuts. Raises WidthError where there is none that it can."""
+    hidden = [group for group in widths.groups if group.depth == "hidden"]
+    if not hidden or not widths.scales:
+        raise WidthError(
+            'mode = "residual" needs hidden width groups whose reader is a '
+            "partsum.shared.width.ScaledLinear, and this model has none; use mode = "
+            '"block", or see docs/tutorial.md'
+        )
+    return hidden
 
 
 def _sizes(group: WidthGroup, fractions: Sequence[float]) -> list[int]:
