@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -28,19 +29,19 @@ def convolutional() -> nn.Module:
 
 # Each has one branch of hidden units between the inputs and the outputs: it alone is linear in its
 # parts' sums.
-ONE_BRANCH = {
-    "mlp": (lambda: Mlp(64, [12], 3), 0.25),
-    "convolution": (convolutional, 0.25),
+ONE_BRANCH: dict[str, Callable[[], nn.Module]] = {
+    "mlp": lambda: Mlp(64, [12], 3),
+    "convolution": convolutional,
 }
 MANY = ONE_BRANCH | {
-    "deep mlp": (lambda: Mlp(64, [12, 8, 12], 3), 0.25),
-    "vit": (lambda: Vit(8, 4, 24, 12, 2, 36, 3), 0.25),
+    "deep mlp": lambda: Mlp(64, [12, 8, 12], 3),
+    "vit": lambda: Vit(8, 4, 24, 12, 2, 36, 3),
 }
 
 
 def base_of(name: str, count: int) -> tuple[nn.Module, dict[str, Tensor]]:
     torch.manual_seed(0)
-    model = MANY[name][0]().eval()
+    model = MANY[name]().eval()
     state = dict(model.state_dict())
     for scale in find_widths(model).scales:
         state[scale] = torch.tensor(1 / count)
@@ -69,12 +70,17 @@ def merged(
     return merge_state(dict(model.state_dict()), shares, widths, AVERAGE)
 
 
-def outputs(model: nn.Module, part: Part, tensors: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    narrow = cut_module(model, find_widths(model), part).eval()
-    narrow.load_state_dict(tensors)
-    with torch.no_grad():
-        found: Tensor = narrow(inputs)
-    return found
+def mean_of(
+    model: nn.Module, parts: list[Part], tensors: list[dict[str, Tensor]], inputs: Tensor
+) -> Tensor:
+    """The mean of what the parts put out."""
+    outputs = []
+    for part, own in zip(parts, tensors, strict=True):
+        narrow = cut_module(model, find_widths(model), part).eval()
+        narrow.load_state_dict(own)
+        with torch.no_grad():
+            outputs.append(narrow(inputs))
+    return torch.stack(outputs).mean(0)
 
 
 @pytest.mark.parametrize("name", ONE_BRANCH)
@@ -83,7 +89,7 @@ def test_the_base_is_the_mean_of_its_parts_right_after_the_cut(name: str, shared
     model, _ = base_of(name, 3)
     parts, inputs = planned(model, 3, shared), torch.randn(5, 1, 8, 8)
     cuts = cut_all(model, parts)
-    mean = sum(outputs(model, p, t, inputs) for p, t in zip(parts, cuts, strict=True)) / 3
+    mean = mean_of(model, parts, cuts, inputs)
     assert torch.allclose(model(inputs), mean, atol=1e-5)
 
 
@@ -98,7 +104,7 @@ def test_the_base_is_the_mean_of_its_parts_once_they_agree_on_what_they_share(na
             parameter.add_(0.1 * torch.randn_like(parameter))
     trained = cut_all(moved, parts)
     model.load_state_dict(merged(model, parts, trained, [0, 1, 2, 3]))
-    mean = sum(outputs(model, p, t, inputs) for p, t in zip(parts, trained, strict=True)) / 4
+    mean = mean_of(model, parts, trained, inputs)
     assert torch.allclose(model(inputs), mean, atol=1e-5)
 
 

@@ -82,8 +82,8 @@ def test_units_that_change_places_take_their_scores_with_them(name: str) -> None
 def test_magnitude_is_the_norm_of_incoming_and_outgoing_weights() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
-        model[2].weight.copy_(torch.tensor([[2.0, 5.0]]))
+        model.get_parameter("0.weight").copy_(torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
+        model.get_parameter("2.weight").copy_(torch.tensor([[2.0, 5.0]]))
     assert magnitude_scores(model, find_widths(model))["0"].tolist() == [3.0, 5.0]
 
 
@@ -101,7 +101,7 @@ def test_a_unit_of_low_alpha_is_strong_and_scores_what_dropout_would_keep() -> N
 
 def test_a_unit_that_never_fires_has_no_activation_and_changes_no_loss() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 3))
-    nn.init.constant_(model[1].bias[2:], -1e3)  # type: ignore[arg-type]
+    nn.init.constant_(model.get_parameter("1.bias")[2:], -1e3)
     widths = find_widths(model)
     fired = activation_scores(model, widths, samples(), 0)["1"]
     mattered = taylor_scores(model, widths, TASK, samples(), 0)["1"]
