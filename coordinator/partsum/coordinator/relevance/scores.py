@@ -1,7 +1,7 @@
 """Numbers for each weight into one score for each unit, by the slots of its width group.
 
-All scores are `UnitScores`: the higher, the more a unit matters. What a score cannot say anything
-about (a group whose tensors are of no known layer, say) is left out of it.
+All scores are `UnitScores` (planner/selection.py): the higher, the more a unit matters. What a
+score says nothing about (a group whose tensors are of no known layer, say) is left out of it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from partsum.coordinator.planner.selection import UnitScores
 from partsum.coordinator.relevance.ard import THRESHOLD
 from partsum.shared.width import Slot, WidthGroup, Widths
 
@@ -74,11 +73,3 @@ def by_unit(by_index: Tensor, slot: Slot, units: int) -> Tensor:
     """Sums over what each unit owns along a slot's dimension: (size,) -> (units,)."""
     owned = by_index[slot.index(torch.arange(units))]
     return owned.view(len(slot.offsets), units, slot.block).sum((0, 2))
-
-
-def checked(scores: UnitScores) -> UnitScores:
-    """The scores themselves. Raises ValueError where one is no finite number."""
-    for name, values in scores.items():
-        if not bool(torch.isfinite(values).all()):
-            raise ValueError(f"a unit of width group {name!r} has a score that is not finite")
-    return scores

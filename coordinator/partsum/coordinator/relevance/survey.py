@@ -149,7 +149,8 @@ class Survey:
 
 
 def _short(scores: Tensor) -> list[float]:
-    return [float(f"{value:.6g}") for value in scores.tolist()]
+    """Of a base that has diverged some are no numbers; a unit that nothing is known of is weak."""
+    return [float(f"{value:.6g}") for value in scores.nan_to_num(0.0, 0.0, 0.0).tolist()]
 
 
 def _lesson(config: RunConfig) -> Lesson:

@@ -91,6 +91,7 @@ def train_whole(
             if time.monotonic() - told >= _REPORT_SECONDS:
                 told = time.monotonic()
                 log.info("%.0f %% done, loss %.4f", 100 * done / wanted, _last(losses))
+    model.zero_grad(set_to_none=True)
     model.eval()
     return _last(losses)
 
