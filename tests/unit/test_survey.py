@@ -14,8 +14,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from partsum.coordinator.base import Base
+from partsum.coordinator.cost import Cost
 from partsum.coordinator.cutter import base_name, write_clusters
 from partsum.coordinator.records import RoundPlan
+from partsum.coordinator.relevance.plan import ranking_flops, ranking_sentences
 from partsum.coordinator.relevance.survey import findings
 from partsum.coordinator.relevance.training import LeftError
 from partsum.coordinator.store import Store
@@ -183,6 +185,16 @@ def test_units_that_the_score_says_nothing_about_are_alike_and_that_is_said(
         held = [planned.part.units["unknown"] for planned in shop.cutter.plan_round(EQUAL, 0).parts]
         assert set(held[0]) & set(held[1]) == {0}
         assert set(held[0]) | set(held[1]) == {0, 1, 2, 3}
+
+
+def test_the_dry_run_says_who_is_ranked_how_and_what_that_takes() -> None:
+    cost, config = Cost(100, 400, 1_000_000, 1600), config_of(every=3)
+    assert ranking_flops(config, cost, 50_000) == 2 * 2 * 50_000 * 1_000_000  # means and variances
+    (said,) = ranking_sentences(config, cost, 50_000)
+    assert "trains the base for 2 epochs with ARD (200 GFLOP)" in said
+    assert "again before every 3. round; every part holds the strongest 25%" in said
+    assert "its share of the strong units" in ranking_sentences(config_of(shared=0.0), cost, 1)[0]
+    assert ranking_sentences(RunConfig(), cost, 50_000) == []
 
 
 def test_a_score_that_says_nothing_at_all_is_refused_with_what_to_do(tmp_path: Path) -> None:

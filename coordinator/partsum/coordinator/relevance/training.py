@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,38 +63,64 @@ def train_whole(
         PartsumError: the loss is not finite.
     """
     device = next(model.parameters()).device
-    total = num_samples(samples)
-    wanted = round(lesson.epochs * total)
+    total, done = num_samples(samples), 0
+    wanted = max(1, round(lesson.epochs * total))
     optimizer = _optimizer(model, lesson, ard)
-    batches = walk(lesson.seed, torch.arange(total), 0, wanted, lesson.batch_size)
-    done, losses, told = 0, [], time.monotonic()
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    losses = _Losses()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(lesson.seed)
         model.train()
-        for indices in batches:
+        for indices in walk(lesson.seed, torch.arange(total), 0, wanted, lesson.batch_size):
             if should_stop():
                 raise LeftError("the training of the whole model was left before its end")
             progress = done / wanted
             done += len(indices)
             if len(indices) == 1 and total > 1:
                 continue  # batch norm refuses a batch of one
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate(progress, lesson.warmup)
             loss = _forward(model, task, gather(samples, indices), lesson.precision, device)
             weight = min(1.0, progress / lesson.kl_warmup) if lesson.kl_warmup else 1.0
             bound = loss if ard is None else loss + weight / total * ard.divergence()
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(bound)
-            optimizer.step()
+            _step(optimizer, bound, rate(progress, lesson.warmup))
             after_step()
-            losses.append(loss.detach())
-            if time.monotonic() - told >= _REPORT_SECONDS:
-                told = time.monotonic()
-                log.info("%.0f %% done, loss %.4f", 100 * done / wanted, _last(losses))
+            losses.add(loss, done / wanted)
     model.zero_grad(set_to_none=True)
     model.eval()
-    return _last(losses)
+    return losses.last()
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor, factor: float) -> None:
+    """One step down the loss, at so much of each group's peak rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    optimizer.step()
+
+
+class _Losses:
+    """The losses of all steps; says now and then how it goes."""
+
+    def __init__(self) -> None:
+        self._all: list[Tensor] = []
+        self._told = time.monotonic()
+
+    def add(self, loss: Tensor, share: float) -> None:
+        """The loss of a step, after which so much of the training is done."""
+        self._all.append(loss.detach())
+        if time.monotonic() - self._told >= _REPORT_SECONDS:
+            self._told = time.monotonic()
+            log.info("%.0f %% done, loss %.4f", 100 * share, self.last())
+
+    def last(self) -> float:
+        """The mean of the last tenth of steps. Raises PartsumError where it is no number."""
+        newest = self._all[-max(1, len(self._all) // 10) :]
+        mean = float(torch.stack(newest).float().mean())
+        if not math.isfinite(mean):
+            raise PartsumError(
+                f"the loss is {mean} after {len(self._all)} steps of the whole model on the "
+                "coordinator; lower training.learning_rate"
+            )
+        return mean
 
 
 def _forward(
@@ -102,17 +129,6 @@ def _forward(
     inputs, targets = (tensor.to(device) for tensor in batch)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         return task.loss(model(inputs), targets)
-
-
-def _last(losses: list[Tensor]) -> float:
-    """The mean of the last tenth. Raises PartsumError where it is no number."""
-    mean = float(torch.stack(losses[-max(1, len(losses) // 10) :]).float().mean()) if losses else 0
-    if mean != mean or abs(mean) == float("inf"):
-        raise PartsumError(
-            f"the loss is {mean} after {len(losses)} steps of the whole model on the coordinator; "
-            "lower training.learning_rate"
-        )
-    return mean
 
 
 def _optimizer(model: nn.Module, lesson: Lesson, ard: Ard | None) -> torch.optim.Optimizer:
