@@ -128,7 +128,7 @@ def play(folder: Path, forget: bool) -> dict[str, Tensor]:
     config: RunConfig = parse_config("parts = { mode = 'copies', count = 2, rounds = 2 }")
     with closing(Store(folder)) as store:
         shop = Workshop(config, store, Base(TASK, torch.device("cpu")), samples(), samples())
-        shop.initial_base()
+        shop.first_base.write()
         write_clusters(store.folder / "clusters", [np.arange(0, 16, 2), np.arange(1, 16, 2)])
         for round in range(2):
             plan = shop.cutter.plan_round(PLAN, round)

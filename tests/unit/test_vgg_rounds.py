@@ -92,7 +92,7 @@ def play(
     train, validation = data
     with closing(Store(folder)) as store:
         shop = Workshop(config, store, Base(TASK, CPU), train, validation)
-        shop.initial_base()
+        shop.first_base.write()
         clusters = [np.arange(k, len(train), COUNT) for k in range(COUNT)]
         write_clusters(store.folder / "clusters", clusters)
         workplan = Workplan(tuple(equal_fractions(COUNT)), ("",) * COUNT, 0.25)

@@ -138,6 +138,8 @@ class Run:
                 await asyncio.to_thread(self.workshop.cutter.restore_starts, plan)
         else:
             with self.stages.timing("plan"):
+                if round == 0:
+                    await asyncio.to_thread(self.workshop.first_base.rank_units)
                 workplan = await asyncio.to_thread(self.workplan, profiles)
                 plan = await asyncio.to_thread(self.workshop.cutter.plan_round, workplan, round)
             self.store.open_round(plan, self.opened)
@@ -207,6 +209,10 @@ class Run:
             self.store.tidy(keep, self.workshop.kept_paths(keep))
             if round + 1 == self.config.parts.rounds:
                 self.store.spares.clear()  # nothing comes that could be written over them
+
+    def leave(self) -> None:
+        """This coordinator ends: what takes long in a worker thread is not waited for."""
+        self.workshop.first_base.survey.leave()
 
     def epsilon(self) -> float | None:
         """What the bases so far have spent of privacy; None where none is promised."""

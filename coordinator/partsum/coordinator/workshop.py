@@ -20,9 +20,8 @@ from partsum.coordinator.clock import Stages
 from partsum.coordinator.copies import CopyMerger
 from partsum.coordinator.cutter import Cutter, base_name
 from partsum.coordinator.decoder import Decoder
-from partsum.coordinator.folder import copied_models
+from partsum.coordinator.first_base import FirstBase
 from partsum.coordinator.gradients import GradientStep, moments_path
-from partsum.coordinator.growth.start import Start
 from partsum.coordinator.inspector import Inspector
 from partsum.coordinator.invariants import assert_merge
 from partsum.coordinator.merge import Contribution, Merging, Tensors, write_merged
@@ -38,7 +37,7 @@ from partsum.shared.config import RunConfig
 from partsum.shared.files import file_digest, sync_folder
 from partsum.shared.messages import Update
 from partsum.shared.part import WHOLE, Part
-from partsum.shared.task import Samples, Scores, num_samples
+from partsum.shared.task import Samples, Scores
 from partsum.shared.tensors import TensorFile
 from partsum.shared.transport import release_memory
 
@@ -62,21 +61,7 @@ class Workshop:
         self.decoder = Decoder(config, self.cutter, self.inspector)
         self.aggregator = Aggregator(config, store, base, self.inspector)
         self.factors = step_factors(config.outer, base.shape)
-        self.start = Start(config, base, copied_models(config, store.folder))
-
-    def initial_base(self) -> None:
-        """Write base 0 where there is none yet."""
-        path, models = self.store.base_path(base_name(0)), self.config.start.models
-        if not path.exists():
-            fresh = self.store.spool_path("fresh.safetensors") if models else path
-            self.base.initial(fresh, self.config.seed, self.start.scale)
-            if models:
-                self.start.grow(fresh, path, self.validation)
-                fresh.unlink()
-            release_memory()
-        if models and self.start.plants and not self.store.results():
-            parts = self.start.write_parts(self.store.folder / "parts", num_samples(self.train))
-            self.store.note(parts=parts)
+        self.first_base = FirstBase(config, store, base, train, validation)
 
     def update_path(self, round: int, part: int) -> Path:
         """Where an accepted update lies until its round is committed."""
@@ -222,6 +207,9 @@ class Workshop:
             facts["unmasking"] = None  # it has served
         if self.config.wire.down == "int8":
             facts |= self._next_start(plan)
+        if self.config.parts.planner == "relevance":
+            version = plan.round + 1
+            facts |= self.first_base.survey.facts(self.store.base_path(base_name(version)), version)
         moments = moments_path(self.store.folder / "bases", plan.round + 1)
         return facts | ({"moments": file_digest(moments)} if moments.exists() else {})
 
@@ -273,7 +261,7 @@ class Workshop:
         if not self.block:
             return []
         if plan is None:
-            return self.start.check()
+            return self.first_base.start.check()
         return [planned.part for planned in plan.parts]
 
     def _evaluate(

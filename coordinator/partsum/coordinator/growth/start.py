@@ -49,9 +49,7 @@ class Start:
         self.fuses = bool(paths) and config.start.grow == "fuse"
         self.plants = config.parts.is_block and config.parts.rounds > 0
         """Whether parts go on from the models, and not from what they are grown to."""
-        parts = config.parts
-        residual = parts.planner == "complement" and parts.mode == "residual"
-        self.scale = 1 / parts.count if residual else 1.0
+        self.scale = 1 / config.parts.count if config.parts.is_residual else 1.0
         """What the base's scales are (see Widths), with models to start from or without."""
 
     def check(self) -> list[Part]:

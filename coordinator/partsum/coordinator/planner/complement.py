@@ -62,14 +62,8 @@ def residual_refusal(widths: Widths) -> str:
 
 def residual_parts(widths: Widths, fractions: Sequence[float], seed: int, round: int) -> list[Part]:
     """Hidden groups only, units drawn anew from (seed, round) (ResIST, 2107.00961)."""
-    if refusal := residual_refusal(widths):
-        raise WidthError(
-            f'mode = "residual" cannot cut this model: {refusal}. Use mode = "block", or see '
-            "docs/widths.md"
-        )
-    hidden = [group for group in widths.groups if group.depth == "hidden"]
     owned: list[dict[str, tuple[int, ...]]] = [{} for _ in fractions]
-    for group in hidden:
+    for group in hidden_groups(widths):
         order = list(range(group.units))
         random.Random(f"{seed}/{round}/{group.name}").shuffle(order)
         first = 0
@@ -77,6 +71,16 @@ def residual_parts(widths: Widths, fractions: Sequence[float], seed: int, round:
             part[group.name] = tuple(sorted(order[first : first + size]))
             first += size
     return [Part(units) for units in owned]
+
+
+def hidden_groups(widths: Widths) -> list[WidthGroup]:
+    """The groups that mode residual cuts. Raises WidthError where there is none that it can."""
+    if refusal := residual_refusal(widths):
+        raise WidthError(
+            f'mode = "residual" cannot cut this model: {refusal}. Use mode = "block", or see '
+            "docs/widths.md"
+        )
+    return [group for group in widths.groups if group.depth == "hidden"]
 
 
 def _sizes(group: WidthGroup, fractions: Sequence[float]) -> list[int]:

@@ -12,11 +12,13 @@ from partsum.shared.config.fit import (
     check_outer,
     check_privacy,
     check_proximal,
+    check_relevance,
     check_secrecy,
     check_start,
     check_wire,
 )
 from partsum.shared.config.outer import OuterConfig
+from partsum.shared.config.relevance import RelevanceConfig
 from partsum.shared.config.section import Section
 from partsum.shared.config.start import StartConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
@@ -48,6 +50,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     start: StartConfig = StartConfig()
     parts: PartsConfig = PartsConfig()
+    relevance: RelevanceConfig = RelevanceConfig()
     training: TrainingConfig = TrainingConfig()
     rounds: RoundsConfig = RoundsConfig()
     wire: WireConfig = WireConfig()
@@ -65,6 +68,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _promises_that_can_be_kept(self) -> RunConfig:
+        check_relevance(self.relevance, self.parts)
         check_merge(self.merge, self.parts)
         check_start(self.start, self.parts)
         check_outer(self.outer, self.parts)
