@@ -6,6 +6,7 @@ Each field is followed by what it does; docs/configuration.md is generated from 
 from partsum.shared.config.outer import OuterConfig
 from partsum.shared.config.run import RunConfig
 from partsum.shared.config.section import Section
+from partsum.shared.config.study import StudyConfig
 from partsum.shared.config.text import load_config, parse_config
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
 from partsum.shared.config.wire import WireConfig
@@ -29,6 +30,7 @@ __all__ = [
     "RunConfig",
     "Section",
     "ServerConfig",
+    "StudyConfig",
     "TaskConfig",
     "TrainingConfig",
     "WireConfig",

@@ -13,10 +13,12 @@ from partsum.shared.config.fit import (
     check_privacy,
     check_proximal,
     check_secrecy,
+    check_study,
     check_wire,
 )
 from partsum.shared.config.outer import OuterConfig
 from partsum.shared.config.section import Section
+from partsum.shared.config.study import StudyConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
 from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import (
@@ -52,6 +54,7 @@ class RunConfig(Section):
     outer: OuterConfig = OuterConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     handoff: HandoffConfig = HandoffConfig()
+    study: StudyConfig = StudyConfig()
     server: ServerConfig = ServerConfig()
 
     @model_validator(mode="after")
@@ -69,4 +72,5 @@ class RunConfig(Section):
         check_secrecy(self.privacy, self.merge, self.parts, self.rounds)
         check_wire(self.wire, self.parts, self.privacy)
         check_ahead(self.training, self.parts, self.wire, self.deterministic)
+        check_study(self.parts, self.merge, self.outer, self.wire, self.privacy, self.handoff)
         return self

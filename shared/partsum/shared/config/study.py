@@ -1,0 +1,69 @@
+"""The dropout study: which small models are trained, and how much each is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from partsum.shared.config.section import NotNegative, Section
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class StudyConfig(Section):
+    """What `partsum study` sweeps over: every combination is a small model that a node trains."""
+
+    keep: Annotated[list[Share], Field(min_length=1)] = [1.0, 0.5, 0.25, 0.125]
+    """Shares of each width group's units that are kept; 1 is the whole model, the reference."""
+    selections: Annotated[
+        list[Literal["random", "strong", "strong_weak", "weak"]], Field(min_length=1)
+    ] = ["random", "strong", "strong_weak", "weak"]
+    """Which units are kept, by their scores in a trained base: any; the highest; the highest for
+    half of the places and any others for the rest; the lowest."""
+    data: Annotated[list[Share], Field(min_length=1)] = [1.0]
+    """Shares of the training data that a small model sees, drawn at random."""
+    starts: Annotated[list[Literal["scratch", "rewound", "tuned"]], Field(min_length=1)] = [
+        "scratch",
+        "tuned",
+    ]
+    """Where a small model starts: scratch: fresh, so it makes no difference which units are kept;
+    tuned: cut from the trained base; rewound: cut from the base as it was before its training."""
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
+    """Each one repeats everything with a base, selections, data and initial weights of its own."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Training of each small model, in passes over all of the training data; one that sees a tenth
+    of it makes ten times as many passes over that."""
+    base_epochs: NotNegative = 1.0
+    """Training of the base that scores and starts are taken from, in the same passes."""
+    base: str | None = None
+    """A safetensors file to take as the base, in place of training one for each seed; relative to
+    run.toml."""
+    depth: Literal["hidden", "all"] = "hidden"
+    """Which width groups are cut: hidden ones alone, or the residual stream's too."""
+    scores: Literal["magnitude"] = "magnitude"
+    """How much a unit matters: the root mean square of its weights."""
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> StudyConfig:
+        for name in ("keep", "selections", "data", "starts", "seeds"):
+            _check_different(name, getattr(self, name))
+        if self.base is not None and "rewound" in self.starts:
+            raise ValueError(
+                'starts has "rewound", but nobody knows how the base that is given was initialised; '
+                'remove base, so that one is trained, or "rewound"'
+            )
+        return self
+
+    @property
+    def trains_bases(self) -> bool:
+        """Whether the study begins with training a base for each seed."""
+        return self.base is None and self.starts != ["scratch"]
+
+
+def _check_different(name: str, values: Sequence[object]) -> None:
+    twice = [value for k, value in enumerate(values) if value in values[:k]]
+    if twice:
+        raise ValueError(f"{name} has {twice[0]!r} twice; each would be trained twice")
