@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from partsum.shared.config import RunConfig
+from partsum.shared.config import RunConfig, StudyConfig
 from partsum.shared.config.trust import LOOPBACK
 
 
 def advise(config: RunConfig) -> list[str]:
     """A sentence for each thing that is allowed but ends badly."""
-    return [*_open_door(config), *_clusters_without_handoff(config)]
+    return [*_open_door(config), *_clusters_without_handoff(config), *_study_aside(config)]
 
 
 def _open_door(config: RunConfig) -> list[str]:
@@ -31,3 +31,9 @@ def _clusters_without_handoff(config: RunConfig) -> list[str]:
         "other data is poor (70-76 % where a hand-off reached 86 %); enable the hand-off, or use "
         'clusters = "iid"'
     ]
+
+
+def _study_aside(config: RunConfig) -> list[str]:
+    if config.parts.is_study or config.study == StudyConfig():
+        return []
+    return ["[study] is for `partsum study`, and means nothing here"]

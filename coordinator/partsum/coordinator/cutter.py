@@ -61,6 +61,10 @@ class Cutter:
         folder = self.store.folder / "clusters"
         return [folder / f"c{k}.i64" for k in range(self.config.parts.count)]
 
+    def cluster_of(self, round: int, part: int) -> int:
+        """Which cluster a part of a round trains on."""
+        return part
+
     def plan_round(self, plan: Workplan, round: int) -> RoundPlan:
         """Cut the round's parts into the spool and say what each node is to do."""
         parts, planned = self.parts(plan, round), []
@@ -157,7 +161,7 @@ class Cutter:
         paths: dict[str, Path] = {}
         origins, clusters = self.origin_paths(plan), self.cluster_paths()
         for k, part in enumerate(plan.parts):
-            paths[part.cluster.digest] = clusters[k]
+            paths[part.cluster.digest] = clusters[self.cluster_of(plan.round, k)]
             if part.start is not None:
                 paths[part.start.digest] = self._start_path(plan, k, origins[k])
             if part.delta is not None:
@@ -185,11 +189,12 @@ class Cutter:
         name = f"start-r{plan.round}-p{{}}.safetensors".format
         return {k: self.store.spool_path(name(0 if self.alike else k)) for k in started}
 
-    def cluster_samples(self, part: int) -> tuple[Path, Blob]:
-        """A cluster's samples as a file, for a node without the data set."""
-        path = self.store.folder / "clusters" / f"s{part}.safetensors"
+    def cluster_samples(self, round: int, part: int) -> tuple[Path, Blob]:
+        """The samples of a part's cluster as a file, for a node without the data set."""
+        cluster = self.cluster_of(round, part)
+        path = self.store.folder / "clusters" / f"s{cluster}.safetensors"
         if not path.exists():
-            raw = bytearray(self.cluster_paths()[part].read_bytes())
+            raw = bytearray(self.cluster_paths()[cluster].read_bytes())
             inputs, targets = gather(self.train, torch.frombuffer(raw, dtype=torch.int64))
             save_tensors(path, {"inputs": inputs, "targets": targets})
         return path, blob_of(path)

@@ -14,9 +14,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from partsum.coordinator.aggregate import Aggregator
 from partsum.coordinator.base import Base
 from partsum.coordinator.clock import Stages
+from partsum.coordinator.clusters import make_clusters
 from partsum.coordinator.copies import CopyMerger
 from partsum.coordinator.cutter import Cutter, base_name
 from partsum.coordinator.decoder import Decoder
@@ -25,6 +28,7 @@ from partsum.coordinator.inspector import Inspector
 from partsum.coordinator.invariants import assert_merge
 from partsum.coordinator.merge import Contribution, Merging, Tensors, write_merged
 from partsum.coordinator.outer import OuterStep
+from partsum.coordinator.planner import equal_fractions
 from partsum.coordinator.planner.complement import equal_slices
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.stand_in import stand_in
@@ -45,6 +49,8 @@ log = logging.getLogger(__name__)
 class Workshop:
     """Works on one run's store."""
 
+    _cutter: type[Cutter] = Cutter
+
     def __init__(
         self, config: RunConfig, store: Store, base: Base, train: Samples, validation: Samples
     ) -> None:
@@ -54,7 +60,7 @@ class Workshop:
         self.train = train
         self.validation = validation
         self.block = config.parts.is_block
-        self.cutter = Cutter(config, store, base, train)
+        self.cutter = self._cutter(config, store, base, train)
         self.inspector = Inspector(config, store, base, self.cutter)
         self.decoder = Decoder(config, self.cutter, self.inspector)
         self.aggregator = Aggregator(config, store, base, self.inspector)
@@ -68,6 +74,11 @@ class Workshop:
             scale = 1 / parts.count if residual else 1.0
             self.base.initial(path, self.config.seed, scale)
             release_memory()
+
+    def make_clusters(self) -> list[np.ndarray]:
+        """Each cluster's sample indices, from the seed."""
+        config, shares = self.config, equal_fractions(self.config.parts.count)
+        return make_clusters(config.data, self.base.task, self.train, shares, config.seed)
 
     def update_path(self, round: int, part: int) -> Path:
         """Where an accepted update lies until its round is committed."""

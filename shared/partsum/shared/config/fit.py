@@ -191,6 +191,6 @@ def check_study(
     for name, meant in wrong.items():
         if meant:
             raise ValueError(
-                f'parts.planner = "study" makes no base of its parts, so {name} means nothing to it. '
-                "Leave the planner to `partsum study`, which sets what a study needs"
+                f'parts.planner = "study" makes no base of its parts, so {name} means nothing to '
+                "it. Leave the planner to `partsum study`, which sets what a study needs"
             )

@@ -10,28 +10,27 @@ from pydantic import Field, model_validator
 from partsum.shared.config.section import NotNegative, Section
 
 Share = Annotated[float, Field(gt=0, le=1)]
+Selection = Literal["random", "strong", "strong_weak", "weak"]
+Start = Literal["scratch", "rewound", "tuned"]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class StudyConfig(Section):
     """What `partsum study` sweeps over: every combination is a small model that a node trains."""
 
-    keep: Annotated[list[Share], Field(min_length=1)] = [1.0, 0.5, 0.25, 0.125]
+    keep: list[Share] = Field(default=[1.0, 0.5, 0.25, 0.125], min_length=1)
     """Shares of each width group's units that are kept; 1 is the whole model, the reference."""
-    selections: Annotated[
-        list[Literal["random", "strong", "strong_weak", "weak"]], Field(min_length=1)
-    ] = ["random", "strong", "strong_weak", "weak"]
+    selections: list[Selection] = Field(
+        default=["random", "strong", "strong_weak", "weak"], min_length=1
+    )
     """Which units are kept, by their scores in a trained base: any; the highest; the highest for
     half of the places and any others for the rest; the lowest."""
-    data: Annotated[list[Share], Field(min_length=1)] = [1.0]
+    data: list[Share] = Field(default=[1.0], min_length=1)
     """Shares of the training data that a small model sees, drawn at random."""
-    starts: Annotated[list[Literal["scratch", "rewound", "tuned"]], Field(min_length=1)] = [
-        "scratch",
-        "tuned",
-    ]
+    starts: list[Start] = Field(default=["scratch", "tuned"], min_length=1)
     """Where a small model starts: scratch: fresh, so it makes no difference which units are kept;
     tuned: cut from the trained base; rewound: cut from the base as it was before its training."""
-    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
+    seeds: list[Seed] = Field(default=[0], min_length=1)
     """Each one repeats everything with a base, selections, data and initial weights of its own."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Training of each small model, in passes over all of the training data; one that sees a tenth
@@ -52,8 +51,8 @@ class StudyConfig(Section):
             _check_different(name, getattr(self, name))
         if self.base is not None and "rewound" in self.starts:
             raise ValueError(
-                'starts has "rewound", but nobody knows how the base that is given was initialised; '
-                'remove base, so that one is trained, or "rewound"'
+                'starts has "rewound", but nobody knows how the base that is given was '
+                'initialised; remove base, so that one is trained, or "rewound"'
             )
         return self
 
