@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from partsum.shared.messages import Part as Part
 from partsum.shared.width import Widths
@@ -20,21 +21,53 @@ WHOLE = Part({})
 
 
 def index_map(widths: Widths, part: Part) -> dict[str, dict[int, Tensor]]:
-    """Which indices of each tensor the part keeps."""
-    kept: dict[str, dict[int, Tensor]] = {}
+    """Which indices of each tensor the part keeps, ascending."""
+    kept: dict[tuple[str, int], list[Tensor]] = {}
+    rest: dict[tuple[str, int], Tensor] = {}  # what no unit of these groups owns
     for group in widths.groups:
-        if group.name in part.units:
-            units = torch.tensor(part.units[group.name], dtype=torch.int64)
-            for slot in group.slots:
-                kept.setdefault(slot.tensor, {})[slot.dim] = slot.index(units)
-    return kept
+        if group.name not in part.units:
+            continue
+        units = torch.tensor(part.units[group.name], dtype=torch.int64)
+        for slot in group.slots:
+            key = (slot.tensor, slot.dim)
+            kept.setdefault(key, []).append(slot.index(units))
+            if slot.size is not None:
+                unowned = rest.setdefault(key, torch.ones(slot.size, dtype=torch.bool))
+                unowned[slot.index(torch.arange(group.units))] = False
+    found: dict[str, dict[int, Tensor]] = {}
+    for (name, dim), pieces in kept.items():
+        if (name, dim) in rest:
+            pieces.append(rest[name, dim].nonzero().flatten())
+        index = torch.cat(pieces)
+        found.setdefault(name, {})[dim] = index.sort().values if len(pieces) > 1 else index
+    return found
 
 
 def take(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-    """The kept slice of a tensor, contiguous; the tensor itself where nothing is cut."""
+    """The kept slice of a tensor, contiguous; the tensor itself where nothing is cut.
+
+    No more memory is taken than the slice has, but where two dimensions are scattered.
+    """
+    if not dims:
+        return tensor
+    scattered = {}
+    slice_ = tensor
     for dim, index in dims.items():
-        tensor = tensor.index_select(dim, index.to(tensor.device))
-    return tensor
+        if (run := _run(index)) is None:
+            scattered[dim] = index
+        else:
+            slice_ = slice_.narrow(dim, run.start, run.stop - run.start)
+    if not scattered:
+        return slice_.clone(memory_format=torch.contiguous_format)
+    for dim, index in sorted(scattered.items(), key=lambda item: len(item[1])):
+        slice_ = slice_.index_select(dim, index.to(tensor.device))
+    return slice_.contiguous()
+
+
+def _run(index: Tensor) -> slice | None:
+    """The indices as a slice where they are consecutive; they ascend."""
+    first, last = int(index[0]), int(index[-1])
+    return slice(first, last + 1) if last - first + 1 == len(index) else None
 
 
 def region(tensor: Tensor, dims: Mapping[int, Tensor]) -> tuple[slice | Tensor, ...]:
@@ -47,9 +80,8 @@ def region(tensor: Tensor, dims: Mapping[int, Tensor]) -> tuple[slice | Tensor, 
         if dim not in dims:
             found.append(slice(None))
             continue
-        index = dims[dim]
-        first, last = int(index[0]), int(index[-1])
-        found.append(slice(first, last + 1) if last - first + 1 == len(index) else index)
+        run = _run(dims[dim])
+        found.append(dims[dim] if run is None else run)
     if any(isinstance(index, Tensor) for index in found):
         return _open_mesh(tensor, dims)
     return tuple(found)
@@ -77,6 +109,11 @@ def cut_tensors(tensors: Mapping[str, Tensor], widths: Widths, part: Part) -> di
     return cut
 
 
+def _own(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    """The kept slice, with memory of its own."""
+    return take(tensor, dims) if dims else tensor.clone()
+
+
 def cut_module(model: nn.Module, widths: Widths, part: Part) -> nn.Module:
     """A smaller dense module that computes the part, with the base's parameter names.
 
@@ -86,10 +123,10 @@ def cut_module(model: nn.Module, widths: Widths, part: Part) -> nn.Module:
     kept = index_map(widths, part)
     memo: dict[int, object] = {}
     for name, parameter in model.named_parameters():
-        value = take(parameter.detach(), kept.get(name, {})).clone()
+        value = _own(parameter.detach(), kept.get(name, {}))
         memo[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
     for name, buffer in model.named_buffers():
-        value = take(buffer, kept.get(name, {})).clone()
+        value = _own(buffer, kept.get(name, {}))
         memo[id(buffer)] = torch.ones_like(value) if part.units and name in widths.scales else value
     narrow = copy.deepcopy(model, memo)
     for module in narrow.modules():
@@ -98,16 +135,29 @@ def cut_module(model: nn.Module, widths: Widths, part: Part) -> nn.Module:
         if group.name in part.units:
             for count in group.counts:
                 amount = count.per_unit * len(part.units[group.name])
-                setattr(narrow.get_submodule(count.module), count.attribute, amount)
+                _set_count(narrow.get_submodule(count.module), count.attribute, amount)
     return narrow
+
+
+def _set_count(module: nn.Module, attribute: str, amount: int) -> None:
+    """Set an attribute; a dotted one is that of an object which the module gets a copy of."""
+    outer, _, inner = attribute.partition(".")
+    if inner:
+        own = copy.copy(getattr(module, outer))  # one config serves all modules
+        setattr(own, inner, amount)
+        setattr(module, outer, own)
+    else:
+        setattr(module, outer, amount)
 
 
 def _mend(module: nn.Module) -> None:
     """Let a standard module's own idea of its size follow its tensors."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.Conv2d):
-        module.out_channels, module.in_channels = module.weight.shape[:2]
+    elif isinstance(module, _ConvNd) and module.groups == 1:  # a grouped one is counted
+        made, read = module.weight.shape[:2]
+        transposed = isinstance(module, _ConvTransposeNd)
+        module.out_channels, module.in_channels = (read, made) if transposed else (made, read)
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and module.weight is not None:

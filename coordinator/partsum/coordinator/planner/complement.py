@@ -42,7 +42,9 @@ def equal_slices(widths: Widths, count: int) -> list[Part]:
 def residual_parts(widths: Widths, fractions: Sequence[float], seed: int, round: int) -> list[Part]:
     """Hidden groups only, units drawn anew from (seed, round) (ResIST, 2107.00961)."""
     hidden = [group for group in widths.groups if group.depth == "hidden"]
-    if not hidden or not widths.scales:
+    if widths.residual_refusal:
+        raise WidthError(f'mode = "residual" cannot cut this model: {widths.residual_refusal}')
+    if not hidden or not (widths.scales or widths.normed):
         raise WidthError(
             'mode = "residual" needs hidden width groups whose reader is a '
             "partsum.shared.width.ScaledLinear, and this model has none; use mode = "

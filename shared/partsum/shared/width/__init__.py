@@ -1,0 +1,40 @@
+"""Width groups: which tensors hold the units of each width axis of a model, and how to find them.
+
+A **unit** is the smallest thing that can be kept or left out of a layer (a neuron, an attention
+head, a channel of the residual stream); a **group** is all the interchangeable units of one axis.
+`find_widths` asks the model itself (a method ``width_groups() -> Widths``), then the rules for
+whole models, then those for kinds of modules; docs/widths.md tells them and how to add one.
+"""
+
+from partsum.shared.width.axis import Axis
+from partsum.shared.width.chain import chain_widths
+from partsum.shared.width.groups import (
+    Count,
+    HasWidths,
+    LeftOut,
+    Slot,
+    WidthGroup,
+    Widths,
+    check_widths,
+)
+from partsum.shared.width.registry import Rule, WholeRule, find_widths, register, register_whole
+from partsum.shared.width.scaled import ScaledConv2d, ScaledLinear
+
+__all__ = [
+    "Axis",
+    "Count",
+    "HasWidths",
+    "LeftOut",
+    "Rule",
+    "ScaledConv2d",
+    "ScaledLinear",
+    "Slot",
+    "WholeRule",
+    "WidthGroup",
+    "Widths",
+    "chain_widths",
+    "check_widths",
+    "find_widths",
+    "register",
+    "register_whole",
+]

@@ -1,0 +1,1 @@
+"""The rules that come with partsum, one kind of module a file."""
