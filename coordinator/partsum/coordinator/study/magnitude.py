@@ -12,21 +12,18 @@ from partsum.shared.width import Widths
 
 
 def magnitude_scores(state: Mapping[str, Tensor], widths: Widths) -> UnitScores:
-    """Each unit's root mean square weight, over the matrices that make and read it.
+    """The L2 norm of each unit's weights, incoming and outgoing: float64 (units,) by group.
 
     Vectors are left out: a norm's weights begin at one, and would hide all others.
     """
     scores: dict[str, Tensor] = {}
     for group in widths.groups:
-        squares = []
+        total = torch.zeros(group.units, dtype=torch.float64)
         for slot in group.slots:
-            tensor = state[slot.tensor]
-            if tensor.dim() < 2:
-                continue
-            rows = tensor.float().square().movedim(slot.dim, 0).flatten(1).mean(1)
-            index = slot.index(torch.arange(group.units)).reshape(
-                len(slot.offsets), group.units, -1
-            )
-            squares.append(rows[index].mean((0, 2)))
-        scores[group.name] = torch.stack(squares).mean(0).sqrt()
+            if state[slot.tensor].dim() > 1:
+                squares = state[slot.tensor].double().square()
+                by_index = squares.movedim(slot.dim, 0).flatten(1).sum(1)
+                owned = by_index[slot.index(torch.arange(group.units))]
+                total += owned.reshape(len(slot.offsets), group.units, -1).sum((0, 2))
+        scores[group.name] = total.sqrt()
     return scores

@@ -43,7 +43,7 @@ class StudyConfig(Section):
     depth: Literal["hidden", "all"] = "hidden"
     """Which width groups are cut: hidden ones alone, or the residual stream's too."""
     scores: Literal["magnitude"] = "magnitude"
-    """How much a unit matters: the root mean square of its weights."""
+    """How much a unit matters: the norm of its weights, incoming and outgoing."""
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> StudyConfig:
