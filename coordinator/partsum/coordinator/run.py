@@ -163,7 +163,7 @@ class Run:
     async def check_update(self, path: Path, plan: RoundPlan, part: int) -> Change:
         """How far an update lies from its start. Raises UpdateRefusedError: it does not fit."""
         async with self._checks:
-            return await asyncio.to_thread(self.workshop.inspector.check, path, plan, part)
+            return await asyncio.to_thread(self.workshop.check_update, path, plan, part)
 
     async def decode_update(
         self, path: Path, update: Update, plan: RoundPlan

@@ -58,7 +58,7 @@ def run_study(options: StudyOptions) -> int:
         return EXIT_OK
     done = None if options.new or unfinished_run(config) else finished_run(config)
     if done is None:
-        logs = Path(config.folder) / "study"
+        logs = Path(config.folder) / "study" / config.name
         logs.mkdir(parents=True, exist_ok=True)
         path = logs / f"{config.name}.toml"
         write_file(path, text.encode())

@@ -20,6 +20,7 @@ from partsum.coordinator.aggregate import Aggregator
 from partsum.coordinator.base import Base
 from partsum.coordinator.clock import Stages
 from partsum.coordinator.clusters import make_clusters
+from partsum.coordinator.cohort import Change
 from partsum.coordinator.copies import CopyMerger
 from partsum.coordinator.cutter import Cutter, base_name
 from partsum.coordinator.decoder import Decoder
@@ -91,6 +92,10 @@ class Workshop:
             return int(size + 8 * sum(t.numel() for t in self.base.shape.state_dict().values()))
         travels = 3 if self.config.parts.moments == "travel" else 1  # two moments a weight
         return travels * size
+
+    def check_update(self, path: Path, plan: RoundPlan, part: int) -> Change:
+        """How far an update lies from its start. Raises UpdateRefusedError: it does not fit."""
+        return self.inspector.check(path, plan, part)
 
     # -- merging ----------------------------------------------------------------------------------
 

@@ -1,9 +1,14 @@
-"""A study's heavy work: what comes in is evaluated as the small model that it is, never merged."""
+"""A study's heavy work: what comes in is evaluated as the small model that it is, never merged.
+
+That is done as it comes in, while nodes train others, and noted in the journal by the digest of its
+file: neither a restart nor the end of the sweep has to wait for it.
+"""
 
 from __future__ import annotations
 
 import math
 import statistics
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +18,7 @@ from torch import Tensor
 
 from partsum.coordinator.base import Base
 from partsum.coordinator.clock import Stages
-from partsum.coordinator.contribution import Readable
+from partsum.coordinator.cohort import Change
 from partsum.coordinator.cost import Cost, part_cost
 from partsum.coordinator.cutter import base_name
 from partsum.coordinator.planner.sweep import Cell
@@ -45,6 +50,7 @@ class StudyWorkshop(Workshop):
     ) -> None:
         super().__init__(config, store, base, train, validation)
         self._costs: dict[tuple[int, ...], Cost] = {}
+        self._judging = threading.Lock()  # one model at a time in memory
 
     def make_clusters(self) -> list[np.ndarray]:
         """Each draw's sample indices, from the seeds."""
@@ -58,6 +64,13 @@ class StudyWorkshop(Workshop):
             super().initial_base()
         elif not path.exists():
             save_tensors(path, _given_base(Path(given), self.base), {"partsum.base": "0"})
+
+    def check_update(self, path: Path, plan: RoundPlan, part: int) -> Change:
+        """How far it lies from its start, once it is evaluated. Raises UpdateRefusedError."""
+        change = super().check_update(path, plan, part)
+        self._scores(plan.parts[part].part, path)
+        self._cut_accuracy(plan, part)
+        return change
 
     def merge_round(
         self, plan: RoundPlan, missing: tuple[int, ...], stages: Stages
@@ -116,30 +129,33 @@ class StudyWorkshop(Workshop):
         )
         if k not in updates:
             return row
-        with TensorFile(self.update_path(plan.round, k)) as file:
-            loss, accuracy = self._scores(planned.part, file)
+        loss, accuracy = self._scores(planned.part, self.update_path(plan.round, k))
         model = self.store.part_path(plan.round, k).relative_to(self.store.folder)
         seconds = updates[k].train_seconds
         return replace(row, loss=loss, accuracy=accuracy, model=str(model), train_seconds=seconds)
 
     def _given_row(self) -> Row:
         path = self.store.base_path(base_name(0))
-        with TensorFile(path) as file:
-            loss, accuracy = self._scores(WHOLE, file)
+        loss, accuracy = self._scores(WHOLE, path)
         parameters, model = self._cost(WHOLE).parameters, str(path.relative_to(self.store.folder))
         seed = self.config.study.seeds[0]
         return Row("base", "", 1.0, 1.0, seed, parameters, 0, 0, None, loss, accuracy, model, None)
 
     def _cut_accuracy(self, plan: RoundPlan, k: int) -> float | None:
         path = self.cutter.origin_paths(plan).get(k)
-        if path is None:
-            return None
-        with TensorFile(path) as file:
-            return self._scores(plan.parts[k].part, file)[1]
+        return None if path is None else self._scores(plan.parts[k].part, path)[1]
 
-    def _scores(self, part: Part, tensors: Readable) -> tuple[float | None, float | None]:
-        scores = self.base.scores(self.base.part_model(part, tensors), self.validation)
-        return _finite(scores.loss), _finite(scores.accuracy)
+    def _scores(self, part: Part, path: Path) -> tuple[float | None, float | None]:
+        """Loss and accuracy of a part's weights; evaluated once, however often they are asked."""
+        with self._judging:
+            key = f"scores/{file_digest(path)}"
+            if (known := self.store.fact(key)) is None:
+                with TensorFile(path) as file:
+                    model = self.base.part_model(part, file)
+                scores = self.base.scores(model, self.validation)
+                known = [_finite(scores.loss), _finite(scores.accuracy)]
+                self.store.note(**{key: known})
+            return known[0], known[1]
 
     def _cost(self, part: Part) -> Cost:
         """Of parts that keep as many units of each group, once."""
