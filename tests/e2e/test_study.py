@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+import pytest
 
 if TYPE_CHECKING:
     from tests.cluster import Cluster
@@ -47,6 +48,7 @@ def figures(path: Path) -> list[dict[str, str]]:
         ]
 
 
+@pytest.mark.timeout(300)  # three times all processes, on a machine that may be busy
 def test_a_study_that_is_killed_and_resumed_finds_what_a_calm_one_finds(make_cluster: Make) -> None:
     calm = make_cluster("calm", more=STUDY)
     with study(calm, "--csv", "calm.csv", "--svg", "calm.svg"):
