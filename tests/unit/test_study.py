@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from partsum.coordinator import events as e
 from partsum.coordinator.clock import RunClock
 from partsum.coordinator.cohort import Change
 from partsum.coordinator.folder import new_run, open_run, unfinished_run
+from partsum.coordinator.planner.sweep import cells
 from partsum.coordinator.records import RoundPlan
+from partsum.coordinator.relevance.scores import magnitude_scores
 from partsum.coordinator.rounds import RoundMachine
 from partsum.coordinator.run import Run
 from partsum.coordinator.study.config import study_run
 from partsum.coordinator.study.cutter import StudyCutter, studied
 from partsum.coordinator.study.estimate import estimates
-from partsum.coordinator.study.magnitude import magnitude_scores
 from partsum.coordinator.study.results import Row, csv_text, from_json
 from partsum.coordinator.study_command import rows_of
 from partsum.coordinator.terms import assignment, round_settings
@@ -33,7 +33,7 @@ from partsum.shared.errors import ConfigError, StateError, WidthError
 from partsum.shared.part import WHOLE, cut_tensors
 from partsum.shared.task import num_samples
 from partsum.shared.tensors import load_tensors, save_tensors
-from partsum.shared.width import WidthGroup, Widths, find_widths
+from partsum.shared.width import WidthGroup, Widths
 
 CONFIG = """
 name = "tiny"
@@ -148,7 +148,7 @@ def test_what_a_model_starts_from_is_what_its_row_says(tmp_path: Path) -> None:
         close(run, plan)
         plan, _ = open_next(run)
         base, paths = load_tensors(run.store.part_path(0, 0)), cutter.origin_paths(plan)
-        scores = magnitude_scores(base, run.base.widths)
+        scores = magnitude_scores(run.base.model(run.store.part_path(0, 0)), run.base.widths)
         for k, (cell, planned) in enumerate(zip(cutter.cells, plan.parts, strict=True)):
             if cell.start == "scratch":
                 assert planned.start is None
@@ -245,13 +245,20 @@ def test_a_study_whose_parts_were_counted_by_hand_is_refused_in_words(tmp_path: 
         Run(config, store, RunClock(1e9))
 
 
-def test_the_score_of_a_unit_is_the_norm_of_what_it_reads_and_writes() -> None:
-    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-    state = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
-    state["0.weight"][1] = torch.tensor([3.0, 0.0])
-    state["2.weight"][0] = torch.tensor([2.0, 4.0, 0.0])
-    state["0.bias"][2] = 9.0
-    assert magnitude_scores(state, find_widths(model))["0"].tolist() == [2.0, 5.0, 0.0]
+def test_each_score_picks_units_of_its_own(tmp_path: Path) -> None:
+    strong = set()
+    for score in ("magnitude", "taylor", "activation"):
+        with opened(tmp_path / score, f'scores = "{score}"') as run:
+            plan, _ = open_next(run)
+            deliver(run, plan, 0)
+            close(run, plan)
+            plan, _ = open_next(run)
+            strong |= {
+                planned.part
+                for cell, planned in zip(cells(run.config.study), plan.parts, strict=True)
+                if cell.selection == "strong"
+            }
+    assert len(strong) == 3
 
 
 def test_a_model_without_hidden_groups_is_refused_where_they_are_to_be_cut() -> None:

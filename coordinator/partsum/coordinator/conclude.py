@@ -7,8 +7,10 @@ from collections import defaultdict
 from typing import Literal
 
 from partsum.coordinator.cost import part_size
+from partsum.coordinator.ranges import part_picture
 from partsum.coordinator.records import RoundPlan, Span
 from partsum.coordinator.registry import Registry
+from partsum.coordinator.relevance.survey import Findings, ranking
 from partsum.coordinator.report import render_report
 from partsum.coordinator.run import Run
 from partsum.coordinator.summary import (
@@ -16,13 +18,13 @@ from partsum.coordinator.summary import (
     IncidentSummary,
     NodeSummary,
     PhaseSummary,
+    RankingSummary,
     RefusalSummary,
     RoundSummary,
     StageSeconds,
     Summary,
     TimelineSummary,
     config_digest,
-    part_picture,
     write_summary,
 )
 from partsum.shared.files import write_file
@@ -84,6 +86,7 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
         part_fractions=() if study else tuple((store.fact("workplan") or {}).get("fractions", ())),
         group_units=sizes,
         parts=tuple(part_picture(planned.part) for planned in plan.parts) if plan else (),
+        ranking=_ranking(run),
         full_model_bytes=_full_model_bytes(run, whole.state_bytes) if moved and not study else None,
         final_accuracy=run.accuracy,
         final_loss=run.loss,
@@ -91,6 +94,26 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         checkpoint=final.name if final.exists() else _newest_base(run),
         report="report.html",
+    )
+
+
+def _ranking(run: Run) -> tuple[RankingSummary, ...]:
+    """As before the first round, where it is told how much of each group was noise."""
+    noted = run.store.fact("first_relevance")
+    if not noted:
+        return ()
+    found, ranked = Findings(**noted), ranking(run.store, run.config)
+    return tuple(
+        RankingSummary(
+            group=group.name,
+            units=group.units,
+            shared=ranked.strong(group),
+            strongest=max(found.scores[group.name]),
+            weakest=min(found.scores[group.name]),
+            sparse_share=found.sparse.get(group.name),
+        )
+        for group in run.base.widths.groups
+        if group.name in found.scores
     )
 
 

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from partsum.coordinator.base import Base
+from partsum.coordinator.clusters import make_clusters
 from partsum.coordinator.copies import own_slice
-from partsum.coordinator.planner import plan_parts, plan_slices
+from partsum.coordinator.overlap import Overlap
+from partsum.coordinator.planner import equal_fractions, plan_parts, plan_slices
 from partsum.coordinator.records import PlannedPart, RoundPlan
+from partsum.coordinator.relevance.survey import ranking
 from partsum.coordinator.starts import StartChain, write_rounded
 from partsum.coordinator.store import Store
 from partsum.coordinator.workplan import Workplan
@@ -49,12 +52,13 @@ class Cutter:
 
     def parts(self, plan: Workplan, round: int) -> list[Part]:
         """The parts of a round."""
-        seed = self.config.seed
-        return plan_parts(self.config.parts, self.base.widths, plan.fractions, seed, round)
+        config, known = self.config, ranking(self.store, self.config)
+        return plan_parts(config.parts, self.base.widths, plan.fractions, config.seed, round, known)
 
     def slices(self, plan: Workplan) -> list[Part]:
         """What the base is made of."""
-        return plan_slices(self.config.parts, self.base.widths, plan.fractions, self.config.seed)
+        config, known = self.config, ranking(self.store, self.config)
+        return plan_slices(config.parts, self.base.widths, plan.fractions, config.seed, known)
 
     def cluster_paths(self) -> list[Path]:
         """Where each part's cluster lies."""
@@ -64,6 +68,11 @@ class Cutter:
     def cluster_of(self, round: int, part: int) -> int:
         """Which cluster a part of a round trains on."""
         return part
+
+    def make_clusters(self) -> list[np.ndarray]:
+        """Each cluster's sample indices, from the seed."""
+        config, shares = self.config, equal_fractions(self.config.parts.count)
+        return make_clusters(config.data, self.base.task, self.train, shares, config.seed)
 
     def plan_round(self, plan: Workplan, round: int) -> RoundPlan:
         """Cut the round's parts into the spool and say what each node is to do."""
@@ -106,9 +115,11 @@ class Cutter:
         if self.config.parts.is_copies:
             return [self._slice_start(path, parts[0], round)] * len(parts)
         base = load_tensors(path)
+        overlap = Overlap(self.base.shape, self.base.widths, parts)
         starts: list[Blob | None] = []
         for k, part in enumerate(parts):
-            starts.append(self._write_start(cut_tensors(base, self.base.widths, part), round, k))
+            tensors = overlap.to_part(cut_tensors(base, self.base.widths, part), part)
+            starts.append(self._write_start(tensors, round, k))
         return starts
 
     def _slice_start(self, base: Path, part: Part, round: int) -> Blob:

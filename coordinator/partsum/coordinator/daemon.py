@@ -88,6 +88,7 @@ class CoordinatorDaemon:
     def _end(self, state: str, reason: str) -> None:
         if not self.outcome.done():
             self.outcome.set_result((state, reason))
+            self.run.leave()
             self._tell()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

@@ -14,8 +14,9 @@ from partsum.coordinator.base import Base
 from partsum.coordinator.cost import Cost, part_cost, parts_share
 from partsum.coordinator.figures import bytes_text, count_text
 from partsum.coordinator.invariants import certify
-from partsum.coordinator.planner import equal_fractions, plan_parts, plan_slices
+from partsum.coordinator.planner import Ranking, equal_fractions, plan_parts, plan_slices
 from partsum.coordinator.privacy import check_model, epsilon_of
+from partsum.coordinator.relevance.plan import ranking_flops, ranking_sentences
 from partsum.shared.config import RunConfig, load_config
 from partsum.shared.errors import EXIT_OK, ConfigError
 from partsum.shared.messages import TaskSpec
@@ -34,8 +35,9 @@ def show_plan(path: Path, as_json: bool) -> int:
     base = Base(task, torch.device("cpu"))
     given = config.parts.fractions
     fractions = given if isinstance(given, list) else equal_fractions(config.parts.count)
-    parts = plan_parts(config.parts, base.widths, fractions, config.seed, 0)
-    slices = plan_slices(config.parts, base.widths, fractions, config.seed)
+    alike = Ranking({}, config.relevance.shared)  # nobody knows yet which units are strong
+    parts = plan_parts(config.parts, base.widths, fractions, config.seed, 0, alike)
+    slices = plan_slices(config.parts, base.widths, fractions, config.seed, alike)
     certify(base, slices, config.parts.is_block or config.parts.is_copies, validation)
     if config.privacy.noise_multiplier:
         check_model(base.shape)
@@ -51,6 +53,7 @@ def show_plan(path: Path, as_json: bool) -> int:
         ],
         "handoff_flops": config.handoff.epochs * total * whole.flops_per_sample,
         "handoff_memory_bytes": whole.memory_bytes,
+        "ranking_flops": ranking_flops(config, whole, total),
         "privacy_epsilon": epsilon_of(config),
         "parts_share": parts_share(
             max(cost.flops_per_sample for cost in costs),
@@ -98,13 +101,18 @@ def _print(
     figures: dict[str, object],
 ) -> None:
     console = Console()
-    mode = "full" if config.parts.planner == "full" else f"complement, mode {config.parts.mode}"
-    console.print(f"[bold]{config.name}[/bold]: {config.task.name}, {figures['samples']} samples")
+    planner, mode = config.parts.planner, config.parts.mode
+    kind = "full" if planner == "full" else f"{planner}, mode {mode}"
+    total = figures["samples"]
+    assert isinstance(total, int)
+    console.print(f"[bold]{config.name}[/bold]: {config.task.name}, {total} samples")
     console.print(
         f"parts phase: {_times(config.parts.rounds, 'round')} of "
         f"{_times(config.parts.local_epochs, 'local epoch')}, "
-        f"{_times(config.parts.count, 'part')} ({mode})"
+        f"{_times(config.parts.count, 'part')} ({kind})"
     )
+    for sentence in ranking_sentences(config, whole, total):
+        console.print(sentence)
     table = Table(box=None, header_style="dim")
     for column in ("part", "width", "parameters", "GFLOP", "down/round", "up/round", "memory"):
         table.add_column(column, justify="right")

@@ -30,6 +30,7 @@ from partsum.coordinator.report_tables import (
     meter,
     node_table,
     phase_table,
+    ranking_table,
     round_table,
     trouble_table,
 )
@@ -261,6 +262,7 @@ def _parts(summary: Summary) -> str:
         + element("p", note, class_="note")
         + element("ul", *keys, class_="legend")
         + picture
+        + ranking_table(summary)
     )
 
 

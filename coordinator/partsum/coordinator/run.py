@@ -118,7 +118,7 @@ class Run:
                 self.workshop.block or self.config.parts.is_copies or self.config.parts.is_study
             )
             certify(self.base, parts, grouped, self.validation)
-        recovery.recover_clusters(self.workshop.make_clusters)
+        recovery.recover_clusters(self.workshop.cutter.make_clusters)
 
     # -- rounds -----------------------------------------------------------------------------------
 
@@ -135,6 +135,8 @@ class Run:
                 await asyncio.to_thread(self.workshop.cutter.restore_starts, plan)
         else:
             with self.stages.timing("plan"):
+                if round == 0:
+                    await asyncio.to_thread(self.workshop.rank_units)
                 workplan = await asyncio.to_thread(self.workplan, profiles)
                 plan = await asyncio.to_thread(self.workshop.cutter.plan_round, workplan, round)
             self.store.open_round(plan, self.opened)
@@ -202,6 +204,10 @@ class Run:
             if not self.store.journal.back_up():
                 keep = 0  # the last backup still speaks of the bases that would go now
             self.store.tidy(keep, self.workshop.kept_paths(keep))
+
+    def leave(self) -> None:
+        """This coordinator ends: what takes long in a worker thread is not waited for."""
+        self.workshop.survey.leave()
 
     def epsilon(self) -> float | None:
         """What the bases so far have spent of privacy; None where none is promised."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from partsum.coordinator.base import Base
 from partsum.coordinator.cost import part_cost, parts_share
-from partsum.coordinator.planner import equal_fractions, measured_fractions, plan_parts
+from partsum.coordinator.planner import Ranking, equal_fractions, measured_fractions, plan_parts
 from partsum.coordinator.planner.sweep import cells
 from partsum.shared.config import PartsConfig, RunConfig
 from partsum.shared.messages import NodeProfile
@@ -64,7 +64,8 @@ def _share(config: RunConfig, base: Base, train: Samples, fractions: tuple[float
     if not config.handoff.enabled or not config.parts.rounds:
         return 0.0 if config.handoff.enabled else 1.0
     batch = config.training.batch_size
-    parts = set(plan_parts(config.parts, base.widths, fractions, config.seed, 0))
+    alike = Ranking({}, config.relevance.shared)  # only the parts' sizes count
+    parts = set(plan_parts(config.parts, base.widths, fractions, config.seed, 0, alike))
     costs = [
         part_cost(base.shape, base.widths, part, base.task, train, batch).flops_per_sample
         for part in parts

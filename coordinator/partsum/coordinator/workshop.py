@@ -14,12 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from partsum.coordinator.aggregate import Aggregator
 from partsum.coordinator.base import Base
 from partsum.coordinator.clock import Stages
-from partsum.coordinator.clusters import make_clusters
 from partsum.coordinator.cohort import Change
 from partsum.coordinator.copies import CopyMerger
 from partsum.coordinator.cutter import Cutter, base_name
@@ -29,9 +26,9 @@ from partsum.coordinator.inspector import Inspector
 from partsum.coordinator.invariants import assert_merge
 from partsum.coordinator.merge import Contribution, Merging, Tensors, write_merged
 from partsum.coordinator.outer import OuterStep
-from partsum.coordinator.planner import equal_fractions
 from partsum.coordinator.planner.complement import equal_slices
 from partsum.coordinator.records import RoundPlan, RoundResult
+from partsum.coordinator.relevance.survey import Survey
 from partsum.coordinator.stand_in import stand_in
 from partsum.coordinator.store import Store
 from partsum.coordinator.strategies.optimizers import make_optimizer
@@ -65,21 +62,25 @@ class Workshop:
         self.inspector = Inspector(config, store, base, self.cutter)
         self.decoder = Decoder(config, self.cutter, self.inspector)
         self.aggregator = Aggregator(config, store, base, self.inspector)
+        self.survey = Survey(config, store, base, train)
 
     def initial_base(self) -> None:
         """Write base 0 where there is none yet."""
         path = self.store.base_path(base_name(0))
         if not path.exists():
             parts = self.config.parts
-            residual = parts.planner == "complement" and parts.mode == "residual"
-            scale = 1 / parts.count if residual else 1.0
-            self.base.initial(path, self.config.seed, scale)
+            if self.store.fact("first_relevance") is not None:  # it was trained, and got lost
+                self.survey.train_base(path)
+            else:
+                scale = 1 / parts.count if parts.is_residual else 1.0
+                self.base.initial(path, self.config.seed, scale)
             release_memory()
 
-    def make_clusters(self) -> list[np.ndarray]:
-        """Each cluster's sample indices, from the seed."""
-        config, shares = self.config, equal_fractions(self.config.parts.count)
-        return make_clusters(config.data, self.base.task, self.train, shares, config.seed)
+    def rank_units(self) -> None:
+        """Planner relevance, before the first round: rank units, once. Raises PartsumError."""
+        if self.config.parts.planner == "relevance":
+            self.survey.begin(self.store.base_path(base_name(0)))
+            release_memory()
 
     def update_path(self, round: int, part: int) -> Path:
         """Where an accepted update lies until its round is committed."""
@@ -227,6 +228,9 @@ class Workshop:
             facts["unmasking"] = None  # it has served
         if self.config.wire.down == "int8":
             facts |= self._next_start(plan)
+        if self.config.parts.planner == "relevance":
+            version = plan.round + 1
+            facts |= self.survey.facts(self.store.base_path(base_name(version)), version)
         moments = moments_path(self.store.folder / "bases", plan.round + 1)
         return facts | ({"moments": file_digest(moments)} if moments.exists() else {})
 

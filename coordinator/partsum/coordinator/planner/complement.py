@@ -41,6 +41,19 @@ def equal_slices(widths: Widths, count: int) -> list[Part]:
 
 def residual_parts(widths: Widths, fractions: Sequence[float], seed: int, round: int) -> list[Part]:
     """Hidden groups only, units drawn anew from (seed, round) (ResIST, 2107.00961)."""
+    owned: list[dict[str, tuple[int, ...]]] = [{} for _ in fractions]
+    for group in hidden_groups(widths):
+        order = list(range(group.units))
+        random.Random(f"{seed}/{round}/{group.name}").shuffle(order)
+        first = 0
+        for part, size in zip(owned, _sizes(group, fractions), strict=True):
+            part[group.name] = tuple(sorted(order[first : first + size]))
+            first += size
+    return [Part(units) for units in owned]
+
+
+def hidden_groups(widths: Widths) -> list[WidthGroup]:
+    """The groups that mode residual cuts. Raises WidthError where there is none that it can."""
     hidden = [group for group in widths.groups if group.depth == "hidden"]
     if widths.residual_refusal:
         raise WidthError(f'mode = "residual" cannot cut this model: {widths.residual_refusal}')
@@ -50,15 +63,7 @@ def residual_parts(widths: Widths, fractions: Sequence[float], seed: int, round:
             "partsum.shared.width.ScaledLinear, and this model has none; use mode = "
             '"block", or see docs/tutorial.md'
         )
-    owned: list[dict[str, tuple[int, ...]]] = [{} for _ in fractions]
-    for group in hidden:
-        order = list(range(group.units))
-        random.Random(f"{seed}/{round}/{group.name}").shuffle(order)
-        first = 0
-        for part, size in zip(owned, _sizes(group, fractions), strict=True):
-            part[group.name] = tuple(sorted(order[first : first + size]))
-            first += size
-    return [Part(units) for units in owned]
+    return hidden
 
 
 def _sizes(group: WidthGroup, fractions: Sequence[float]) -> list[int]:

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from partsum.coordinator.base import Base
 from partsum.coordinator.cutter import Cutter, base_name, blob_of
+from partsum.coordinator.planner import equal_fractions
 from partsum.coordinator.planner.complement import block_parts
 from partsum.coordinator.planner.selection import UnitScores, select_units
 from partsum.coordinator.planner.sweep import Cell, cells, draws
 from partsum.coordinator.records import PlannedPart, RoundPlan
+from partsum.coordinator.relevance.probing import activation_scores, taylor_scores
+from partsum.coordinator.relevance.scores import checked, magnitude_scores
 from partsum.coordinator.store import Store
-from partsum.coordinator.study.magnitude import magnitude_scores
 from partsum.coordinator.workplan import Workplan
 from partsum.shared.config import RunConfig
 from partsum.shared.errors import ConfigError, WidthError
@@ -66,7 +68,9 @@ class StudyCutter(Cutter):
         """Parts that show whether this model can be cut at all."""
         if all(cell.keep == 1 for cell in self.cells):
             return [WHOLE]
-        return block_parts(self.base.widths, [0.5, 0.5])
+        if self.study.depth == "all":
+            return block_parts(self.base.widths, equal_fractions(2))
+        return [any_part(self.widths, 0.5, seed) for seed in (0, 1)]
 
     def part_of(self, cell: Cell, scores: UnitScores) -> Part:
         """The units that a cell keeps."""
@@ -93,7 +97,7 @@ class StudyCutter(Cutter):
         cell = self.cells[part]
         return self._draws.index((cell.data, cell.seed))
 
-    def make_draws(self) -> list[np.ndarray]:
+    def make_clusters(self) -> list[np.ndarray]:
         """Each draw's sorted sample indices; of one seed, smaller draws lie in the larger ones."""
         total = num_samples(self.train)
         orders = {
@@ -139,8 +143,23 @@ class StudyCutter(Cutter):
 
     def _scores(self, seed: int) -> UnitScores:
         if self.study.starts == ["scratch"]:  # which units is all the same
-            return {group.name: torch.zeros(group.units) for group in self.widths.groups}
-        return magnitude_scores(load_tensors(self.base_path(seed)), self.widths)
+            return alike(self.widths)
+        model, widths = self.base.model(self.base_path(seed)), self.widths
+        drawn = self._seed(seed, 0)
+        match self.study.scores:
+            case "magnitude":
+                scores = magnitude_scores(model, widths)
+            case "taylor":
+                scores = taylor_scores(model, widths, self.base.task, self.train, drawn)
+            case "activation":
+                scores = activation_scores(model, widths, self.train, drawn)
+        for group in widths.groups:
+            if group.name not in scores:
+                raise WidthError(
+                    f'study.scores = "{self.study.scores}" says nothing about width group '
+                    f'{group.name!r}; take "magnitude"'
+                )
+        return checked(scores)
 
     def _starts(self, parts: Sequence[Part], round: int) -> list[Blob | None]:
         """Each cell's start; a seed's base is read once."""
@@ -167,6 +186,16 @@ class StudyCutter(Cutter):
         if self.study.trains_bases:
             return self.store.part_path(0, self.study.seeds.index(seed))
         return self.store.base_path(base_name(0))
+
+
+def alike(widths: Widths) -> UnitScores:
+    """Scores that say nothing."""
+    return {group.name: torch.zeros(group.units) for group in widths.groups}
+
+
+def any_part(widths: Widths, keep: float, seed: int) -> Part:
+    """Some part that keeps so much."""
+    return WHOLE if keep == 1 else select_units(alike(widths), widths, keep, "random", seed)
 
 
 def studied(widths: Widths, depth: str) -> Widths:

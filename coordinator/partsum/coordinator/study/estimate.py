@@ -12,11 +12,10 @@ from torch import nn
 
 from partsum.coordinator.base import Base
 from partsum.coordinator.cost import part_cost
-from partsum.coordinator.planner.selection import select_units
 from partsum.coordinator.planner.sweep import Cell, cells
-from partsum.coordinator.study.cutter import studied
+from partsum.coordinator.study.cutter import any_part, studied
 from partsum.shared.config import RunConfig
-from partsum.shared.part import WHOLE, Part, cut_module, fresh_module
+from partsum.shared.part import Part, cut_module, fresh_module
 from partsum.shared.task import Samples, gather, num_samples
 
 _WARM_STEPS, _STEPS = 2, 5
@@ -39,7 +38,7 @@ def estimates(
     """Of a cell of each width that is kept; times are rough, for steps on a busy machine vary."""
     found = {}
     for keep in sorted({cell.keep for cell in cells(config.study)} | {1.0}):
-        part = _any_part(config, base, keep)
+        part = any_part(studied(base.widths, config.study.depth), keep, config.seed)
         batch = config.training.batch_size
         cost = part_cost(base.shape, base.widths, part, base.task, train, batch)
         total = num_samples(train)
@@ -53,14 +52,6 @@ def estimates(
             seconds=step * samples / batch,
         )
     return found
-
-
-def _any_part(config: RunConfig, base: Base, keep: float) -> Part:
-    if keep == 1:
-        return WHOLE
-    widths = studied(base.widths, config.study.depth)
-    alike = {group.name: torch.zeros(group.units) for group in widths.groups}
-    return select_units(alike, widths, keep, "random", config.seed)
 
 
 def step_seconds(

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from partsum.coordinator.base import Base
@@ -51,10 +50,6 @@ class StudyWorkshop(Workshop):
         super().__init__(config, store, base, train, validation)
         self._costs: dict[tuple[int, ...], Cost] = {}
         self._judging = threading.Lock()  # one model at a time in memory
-
-    def make_clusters(self) -> list[np.ndarray]:
-        """Each draw's sample indices, from the seeds."""
-        return self.cutter.make_draws()
 
     def initial_base(self) -> None:
         """Write base 0 where there is none yet: the one that is given, or a fresh one."""

@@ -1,8 +1,9 @@
-"""What [merge], [outer], [privacy], [wire] and keys of [training] ask of the rest of a config."""
+"""What the sections of a config, and some keys of [training], ask of the rest of it."""
 
 from __future__ import annotations
 
 from partsum.shared.config.outer import OuterConfig
+from partsum.shared.config.relevance import RelevanceConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig
 from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import HandoffConfig, PartsConfig, RoundsConfig, TrainingConfig
@@ -167,6 +168,30 @@ def check_wire(wire: WireConfig, parts: PartsConfig, privacy: PrivacyConfig) -> 
     for why, refused in wrong.items():
         if refused:
             raise ValueError(f"wire: {why}")
+
+
+def check_relevance(relevance: RelevanceConfig, parts: PartsConfig) -> None:
+    """Raise ValueError where units cannot be ranked, or the ranking would be for nothing."""
+    if parts.planner != "relevance":
+        if relevance != RelevanceConfig():
+            raise ValueError(
+                f'[relevance] needs parts.planner = "relevance", not "{parts.planner}": nobody '
+                "would look at it"
+            )
+        return
+    wrong = {
+        f'needs parts.mode = "residual", not "{parts.mode}": there parts start fresh, so none of '
+        "their units is stronger than another": parts.mode != "residual",
+        'needs parts.aggregate = "weights": a unit that several parts hold counts more often in '
+        "the base, and a sum of gradients does not know that": parts.aggregate == "gradients",
+        'needs relevance.epochs above 0 with relevance.score = "ard": what ARD says comes from '
+        "training": relevance.score == "ard" and relevance.epochs == 0,
+        "needs parts.rounds above 0: without a round there are no parts": parts.rounds == 0,
+        "needs parts.count above 1: one part holds all units anyway": parts.count == 1,
+    }
+    for why, refused in wrong.items():
+        if refused:
+            raise ValueError(f'parts.planner = "relevance" {why}')
 
 
 def check_study(

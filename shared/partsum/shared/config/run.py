@@ -12,11 +12,13 @@ from partsum.shared.config.fit import (
     check_outer,
     check_privacy,
     check_proximal,
+    check_relevance,
     check_secrecy,
     check_study,
     check_wire,
 )
 from partsum.shared.config.outer import OuterConfig
+from partsum.shared.config.relevance import RelevanceConfig
 from partsum.shared.config.section import Section
 from partsum.shared.config.study import StudyConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
@@ -47,6 +49,7 @@ class RunConfig(Section):
     task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
     parts: PartsConfig = PartsConfig()
+    relevance: RelevanceConfig = RelevanceConfig()
     training: TrainingConfig = TrainingConfig()
     rounds: RoundsConfig = RoundsConfig()
     wire: WireConfig = WireConfig()
@@ -65,6 +68,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _promises_that_can_be_kept(self) -> RunConfig:
+        check_relevance(self.relevance, self.parts)
         check_merge(self.merge, self.parts)
         check_outer(self.outer, self.parts)
         check_proximal(self.training, self.parts)

@@ -42,8 +42,9 @@ class StudyConfig(Section):
     run.toml."""
     depth: Literal["hidden", "all"] = "hidden"
     """Which width groups are cut: hidden ones alone, or the residual stream's too."""
-    scores: Literal["magnitude"] = "magnitude"
-    """How much a unit matters: the norm of its weights, incoming and outgoing."""
+    scores: Literal["magnitude", "taylor", "activation"] = "magnitude"
+    """How much a unit matters in its base, as in [relevance]: the L2 norm of its weights; |weight x
+    gradient| of them; or the mean of what it puts out."""
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> StudyConfig:

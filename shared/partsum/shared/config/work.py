@@ -36,9 +36,10 @@ class DataConfig(Section):
 class PartsConfig(Section):
     """How the base is cut, and the rounds of the parts phase."""
 
-    planner: Literal["complement", "full", "study"] = "complement"
-    """complement: disjoint parts that cover the width; full: federated averaging of the base;
-    study: the models of [study], which nobody merges; `partsum study` sets it."""
+    planner: Literal["complement", "relevance", "full", "study"] = "complement"
+    """complement: disjoint parts that cover the width; relevance: parts that share the strongest
+    units, or each get their share of them, see [relevance]; full: federated averaging of the
+    base; study: the models of [study], which nobody merges (`partsum study` sets it)."""
     mode: Literal["block", "residual", "copies"] = "block"
     """block: slice every width axis, once and for all; residual: slice hidden axes, re-drawn each
     round; copies: slice as in block, but all nodes train the first slice on their own data and
@@ -111,6 +112,11 @@ class PartsConfig(Section):
     def is_copies(self) -> bool:
         """Whether all parts are one slice, which the base is made of copies of."""
         return self.planner == "complement" and self.mode == "copies"
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether hidden axes alone are cut, and their sums are scaled in the base."""
+        return self.planner != "full" and self.mode == "residual"
 
 
 class TrainingConfig(Section):
