@@ -41,8 +41,8 @@ def show_study_plan(
     each = [costs[cell.keep] for cell in cells(study)]
     console.print(
         f"[bold]{config.name}[/bold]: {config.task.name}, {total} training samples; "
-        f"{len(bases)} bases of {study.base_epochs:g} epochs, then {len(each)} models of "
-        f"{study.epochs:g} epochs each"
+        f"bases: {len(bases)}, of {study.base_epochs:g} passes over them; models: {len(each)}, of "
+        f"{study.epochs:g}"
     )
     console.print(table)
     flops = sum(cost.flops for cost in [*bases, *each])
