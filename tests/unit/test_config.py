@@ -210,6 +210,28 @@ def test_what_needs_a_shared_base_is_refused_where_there_is_none(text: str, key:
         assert f'{key} needs parts.aggregate = "weights"' in message
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", 'needs parts.mode = "residual", not "block"'),
+        ("mode = 'copies'", 'needs parts.mode = "residual", not "copies"'),
+        ("mode = 'residual'\naggregate = 'gradients'", 'needs parts.aggregate = "weights"'),
+        ("mode = 'residual'\ncount = 1", "needs parts.count above 1"),
+        ("mode = 'residual'\nrounds = 0", "needs parts.rounds above 0"),
+        ("mode = 'residual'\n[relevance]\nepochs = 0", "needs relevance.epochs above 0"),
+    ],
+)
+def test_ranking_units_is_refused_where_it_is_for_nothing(text: str, why: str) -> None:
+    assert why in complaint(f"[parts]\nplanner = 'relevance'\n{text}")
+
+
+def test_a_ranking_that_nobody_looks_at_is_refused() -> None:
+    said = complaint("[parts]\nmode = 'residual'\n[relevance]\nshared = 0.2")
+    assert 'needs parts.planner = "relevance", not "complement"' in said
+    text = "[parts]\nplanner = 'relevance'\nmode = 'residual'\n[relevance]\nshared = 0.2"
+    assert parse_config(text).parts.is_residual
+
+
 def test_an_outer_optimizer_takes_its_own_keys_and_no_other() -> None:
     full = "parts = { planner = 'full' }\n"
     adam = parse_config(

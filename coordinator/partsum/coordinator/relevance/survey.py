@@ -143,7 +143,7 @@ class Survey:
                 '"magnitude" or "taylor"'
             )
         for name in unknown:
-            log.warning("%s says nothing about width group %s: dealt at random", score, name)
+            log.warning("%s says nothing about width group %s: its units are alike", score, name)
         kept = {name: _short(scores[name]) for name in hidden if name in scores}
         return Findings(score, kept, {name: sparse[name] for name in kept if name in sparse})
 
