@@ -185,7 +185,7 @@ def test_more_parts_than_units_is_refused_with_the_group_and_the_numbers(
     ids=["no hidden group", "no scales"],
 )
 def test_mode_residual_is_refused_where_nothing_scales_a_branch(widths: Widths) -> None:
-    with pytest.raises(WidthError, match=r"ScaledLinear.*docs/tutorial.md"):
+    with pytest.raises(WidthError, match=r"with_scales.*docs/widths.md"):
         plan_parts(RESIDUAL, widths, equal_fractions(2), 0, 0)
 
 

@@ -14,7 +14,7 @@ from partsum.coordinator.merge import Readable
 from partsum.coordinator.norms import group_norms, has_batch_norm, recalibrate
 from partsum.coordinator.strategies.blocks import row_blocks
 from partsum.shared.errors import PartsumError, TaskError
-from partsum.shared.part import Part, cut_module, fresh_module
+from partsum.shared.part import Part, cut_module, emptied, fresh_module
 from partsum.shared.task import Samples, Scores, Task, evaluate, gather, num_samples, walk
 from partsum.shared.tensors import TensorFile, save_tensors
 from partsum.shared.width import Widths, find_widths
@@ -37,7 +37,7 @@ def meta_model(task: Task) -> nn.Module:
             with torch.device("meta"):
                 return task.model()
         except (NotImplementedError, RuntimeError):  # building it needs values
-            return task.model().to("meta")
+            return emptied(task.model(), "meta")
     except PartsumError:
         raise
     except Exception as error:  # it is the user's code

@@ -1,4 +1,4 @@
-"""The coordinator's commands: coordinator, run, plan, study, demo; those of access are apart."""
+"""The coordinator's commands but those of access: coordinator, run, plan, study, demo, inspect."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     _add_coordinator(commands)
     _add_run(commands)
     _add_plan(commands)
+    _add_inspect(commands)
     _add_study(commands)
     _add_demo(commands)
     add_access_commands(commands)
@@ -122,6 +123,52 @@ def _plan(options: argparse.Namespace) -> int:
     from partsum.coordinator.dry_run import show_plan
 
     return show_plan(options.config, options.json)
+
+
+def _add_inspect(commands: argparse._SubParsersAction[Any]) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="how a task's model is cut: its width groups, what stays whole, the certificate",
+        description="Show a model's width groups, what stays whole and why, and what a part costs; "
+        "check that a cut model computes what it should. Trains nothing.",
+    )
+    parser.add_argument(
+        "task", nargs="?", metavar="TASK", help="as package.module:function; else the config's"
+    )
+    parser.add_argument(
+        "--option",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the task, a value as in TOML; may be given again",
+    )
+    parser.add_argument("--config", type=Path, metavar="RUN.TOML", help="take task and parts of it")
+    parser.add_argument(
+        "--parts", type=int, metavar="K", help="how many equal parts (default: the config's, or 4)"
+    )
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the model's tensors")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--shapes-only",
+        action="store_true",
+        help="no weights, no data, no certificate: for models that do not fit here",
+    )
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from partsum.coordinator.inspect_command import show_inspection
+
+    return show_inspection(
+        options.task,
+        options.options,
+        options.config,
+        options.parts,
+        options.svg,
+        options.json,
+        options.shapes_only,
+    )
 
 
 def _add_study(commands: argparse._SubParsersAction[Any]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from partsum.shared.part import Part, cut_module
+from partsum.shared.part import Part, cut_module, emptied
 from partsum.shared.task import Samples, Task, gather
 from partsum.shared.width import Widths
 
@@ -46,24 +49,60 @@ def part_cost(
     shape: nn.Module, widths: Widths, part: Part, task: Task, samples: Samples, batch_size: int
 ) -> Cost:
     """The cost of a part of a model on the meta device, for batches like the data set's."""
-    # It imports a compiler: 85 MB and seconds, which a run that counts no FLOPs does without.
-    from torch.utils.flop_counter import FlopCounterMode
-
     model, size = cut_module(shape, widths, part), part_size(shape, widths, part)
     inputs, targets = gather(samples, torch.zeros(1, dtype=torch.int64))
-    inputs = torch.empty((batch_size, *inputs.shape[1:]), dtype=inputs.dtype, device="meta")
-    targets = torch.empty((batch_size, *targets.shape[1:]), dtype=targets.dtype, device="meta")
-    saved = _SavedBytes()
-    counter = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda kept: kept):
-        task.loss(model(inputs), targets)
+    try:
+        flops, kept = _step(model, task, _like(inputs, batch_size), _like(targets, batch_size))
+    except (NotImplementedError, RuntimeError):  # not all operations know shapes without values
+        model = emptied(model, "cpu")
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.zero_()
+        flops, kept = (batch_size * count for count in _step(model, task, inputs, targets))
     trained = sum(p.numel() * p.element_size() for p in model.parameters())
     return Cost(
         parameters=size.parameters,
         state_bytes=size.state_bytes,
-        flops_per_sample=_TRAIN_FLOPS * counter.get_total_flops() // batch_size,
-        memory_bytes=_ADAMW_COPIES * trained + saved.activations(model),
+        flops_per_sample=_TRAIN_FLOPS * flops // batch_size,
+        memory_bytes=_ADAMW_COPIES * trained + kept,
     )
+
+
+def _like(sample: Tensor, batch_size: int) -> Tensor:
+    return torch.empty((batch_size, *sample.shape[1:]), dtype=sample.dtype, device="meta")
+
+
+def _step(model: nn.Module, task: Task, inputs: Tensor, targets: Tensor) -> tuple[int, int]:
+    """FLOPs of a forward pass, and the bytes of activations that it keeps."""
+    # It imports a compiler: 85 MB and seconds, which a run that counts no FLOPs does without.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    saved = _SavedBytes()
+    counter = FlopCounterMode(display=False)
+    hooks = torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda kept: kept)
+    guesses = _Guesses()  # type: ignore[no-untyped-call]
+    with counter, guesses, hooks:
+        task.loss(model(inputs), targets)
+    return counter.get_total_flops(), saved.activations(model)
+
+
+class _Guesses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch is
+    """Answers a model that asks for a value where there are only shapes: yes, or one.
+
+    Hugging Face's models ask whether a mask is all ones, and save work where it is.
+    """
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """What the operation says, or a guess."""
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return torch.ones((), dtype=args[0].dtype).item()
+        return func(*args, **(kwargs or {}))
 
 
 class _SavedBytes:

@@ -13,7 +13,7 @@ from partsum.coordinator.base import Base, seeded_model
 from partsum.coordinator.merge import BLOCK, Contribution, Tensors, merge_state
 from partsum.coordinator.norms import group_norms
 from partsum.shared.errors import WidthError
-from partsum.shared.part import Part, cut_module, index_map, region
+from partsum.shared.part import Part, cut_module, cut_tensors, index_map, region
 from partsum.shared.task import Samples, Task
 from partsum.shared.width import Widths
 
@@ -94,34 +94,55 @@ def certify(base: Base, parts: Sequence[Part], block: bool, samples: Samples) ->
     """Raise WidthError unless a cut model computes what the base does without the other units.
 
     The certificate catches every silent error of a width rule: a head count that was not mended, a
-    slot that was forgotten, a norm over the wrong slice.
+    slot that was forgotten, a norm over the wrong slice. In mode block parts with weights that
+    nobody chose are merged too, which catches a readout that is none.
     """
     if not any(part.units for part in parts):
         return
     inputs, _ = base.probe(samples)
     built = _noisy_model(base.task).to(base.device).eval()
     state = {name: tensor.clone() for name, tensor in built.state_dict().items()}
+    whole = base.task.model()
+    if block:
+        group_norms(whole, base.widths, parts)
+    whole.to(base.device).eval()
     for part in {parts[0], parts[-1]} if len(parts) > 1 else parts:
         narrow = cut_module(built, base.widths, part).eval()
-        masked = base.task.model().to(base.device).eval()
-        if block:
-            group_norms(masked, base.widths, parts)
-        masked.load_state_dict(_masked(state, base.widths, part))
+        whole.load_state_dict(_masked(state, base.widths, part))
         _same(
             _outputs(narrow, inputs),
-            _outputs(masked, inputs),
-            "a cut model does not compute what the base does without the other units: the "
-            "model's width_groups() do not describe it",
+            _outputs(whole, inputs),
+            "a cut model does not compute what the base does without the other units: the model's "
+            "width_groups(), or what a rule found of them, do not describe it (docs/widths.md)",
         )
+    if block:
+        _certify_merge(base, whole, parts, state, inputs)
+
+
+def _certify_merge(
+    base: Base, whole: nn.Module, parts: Sequence[Part], state: dict[str, Tensor], inputs: Tensor
+) -> None:
+    """The merge of slices of one state, weighed unevenly, must compute the slices' mean."""
+    shares = [
+        Contribution(part, Tensors(cut_tensors(state, base.widths, part)), float(k))
+        for k, part in enumerate(parts, start=1)
+    ]
+    narrow = [base.part_model(share.part, share.tensors) for share in shares]
+    whole.load_state_dict(merge_state(state, shares, base.widths, BLOCK))
+    total = sum(share.weight for share in shares)
+    assert_mean_of_parts(whole, narrow, [share.weight / total for share in shares], inputs)
 
 
 def _noisy_model(task: Task) -> nn.Module:
-    """The task's model with no parameter left at 0 or 1, where an error would not show."""
+    """The task's model with nothing left at 0 or 1, where an error would not show."""
     model = seeded_model(task, 0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        for name, buffer in model.named_buffers():
+            if name.endswith((".running_mean", ".running_var")):  # a variance stays positive
+                buffer.add_(0.1 * torch.rand(buffer.shape, generator=generator))
     return model
 
 
@@ -131,8 +152,8 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
             outputs: Tensor = model(inputs)
     except Exception as error:  # whatever a model raises whose tensors do not fit each other
         raise WidthError(
-            "a cut model does not run: the model's width_groups() forget a tensor, or an attribute "
-            f"that counts units ({type(error).__name__}: {error})"
+            "a cut model does not run: the model's width_groups(), or what a rule found of them, "
+            f"forget a tensor or an attribute that counts units ({type(error).__name__}: {error})"
         ) from error
     return outputs
 

@@ -75,6 +75,8 @@ class Merger:
         self._contributions = contributions
         self._maps = [index_map(widths, c.part) for c in contributions]
         self._disjoint = are_disjoint([c.part for c in contributions])
+        slots = (slot for group in widths.groups for slot in group.slots)
+        self._partly_shared = {slot.tensor for slot in slots if slot.size is not None}
         self._widths = widths
         self._rule = rule
         self._block_bytes = block_bytes
@@ -89,9 +91,10 @@ class Merger:
         if name in self._widths.scales and any(c.part.units for c in self._contributions):
             return old
         forget = cut and self._rule.unseen == "zero"
+        disjoint = cut and self._disjoint and name not in self._partly_shared
         if not old.is_floating_point():
             return self._largest(name, torch.zeros_like(old) if forget else old.clone())
-        if self._rule.cut is not None and not (cut and self._disjoint):
+        if self._rule.cut is not None and not disjoint:
             return merge_middle(name, old, self._contributions, self._maps, self._rule.cut)
         merged = torch.empty_like(old)
         old_rows, merged_rows = rows_of(old), rows_of(merged)
@@ -99,7 +102,7 @@ class Merger:
         for rows in row_blocks(old.shape, row_bytes, self._block_bytes):
             start = old_rows[rows]
             block = torch.zeros_like(start) if forget else start.clone()
-            if cut and self._disjoint:
+            if disjoint:
                 self._scatter(name, block, rows.start)
             elif cut:
                 block = self._uneven_mean(name, block, rows.start)

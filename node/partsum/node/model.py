@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from partsum.shared.errors import WireError
 from partsum.shared.messages import Part
 from partsum.shared.moments import is_moment
-from partsum.shared.part import cut_module, fresh_module, index_map
+from partsum.shared.part import cut_module, emptied, fresh_module, index_map
 from partsum.shared.tensors import TensorFile
 from partsum.shared.width import Widths, find_widths
 
@@ -48,9 +47,9 @@ def build_part(
         _check_fits(part, widths)
         narrow = cut_module(base, widths, part)
         if start is not None and _is_all_state(narrow):
-            narrow = _empty_on_cpu(narrow)
+            narrow = emptied(narrow, "cpu")
         elif all(_can_reset(module) for module in narrow.modules()):
-            narrow = fresh_module(_empty_on_cpu(narrow), seed)
+            narrow = fresh_module(emptied(narrow, "cpu"), seed)
         else:
             base = None
     if base is None:
@@ -103,17 +102,6 @@ def _is_all_state(module: nn.Module) -> bool:
         m._non_persistent_buffers_set or any(isinstance(v, Tensor) for v in vars(m).values())
         for m in module.modules()
     )
-
-
-def _empty_on_cpu(module: nn.Module) -> nn.Module:
-    """The module with memory of its own. Unlike ``to_empty`` it keeps tied tensors tied."""
-    memo: dict[int, object] = {}
-    for parameter in module.parameters():
-        empty = torch.empty_like(parameter, device="cpu")
-        memo[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
-    for buffer in module.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="cpu")
-    return copy.deepcopy(module, memo)
 
 
 def _load(module: nn.Module, start: Path) -> None:

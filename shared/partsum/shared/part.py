@@ -11,6 +11,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from partsum.shared.messages import Part as Part
 from partsum.shared.width import Widths
+from partsum.shared.width.groups import all_units
+from partsum.shared.width.layers import is_hugging_face_conv1d, weight_of
+from partsum.shared.width.multihead import free_heads
+from partsum.shared.width.scaled import reset_scales
 
 IndexMap = Mapping[str, Mapping[int, Tensor]]
 """Tensor name -> dimension -> kept indices (int64). A tensor that is not named is kept whole."""
@@ -33,7 +37,7 @@ def index_map(widths: Widths, part: Part) -> dict[str, dict[int, Tensor]]:
             kept.setdefault(key, []).append(slot.index(units))
             if slot.size is not None:
                 unowned = rest.setdefault(key, torch.ones(slot.size, dtype=torch.bool))
-                unowned[slot.index(torch.arange(group.units))] = False
+                unowned[slot.index(all_units(group))] = False
     found: dict[str, dict[int, Tensor]] = {}
     for (name, dim), pieces in kept.items():
         if (name, dim) in rest:
@@ -136,6 +140,7 @@ def cut_module(model: nn.Module, widths: Widths, part: Part) -> nn.Module:
             for count in group.counts:
                 amount = count.per_unit * len(part.units[group.name])
                 _set_count(narrow.get_submodule(count.module), count.attribute, amount)
+    free_heads(narrow)
     return narrow
 
 
@@ -154,6 +159,9 @@ def _mend(module: nn.Module) -> None:
     """Let a standard module's own idea of its size follow its tensors."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
+    elif is_hugging_face_conv1d(module):
+        weight = weight_of(module)
+        vars(module).update(nx=weight.shape[0], nf=weight.shape[1])
     elif isinstance(module, _ConvNd) and module.groups == 1:  # a grouped one is counted
         made, read = module.weight.shape[:2]
         transposed = isinstance(module, _ConvTransposeNd)
@@ -166,11 +174,26 @@ def _mend(module: nn.Module) -> None:
         module.num_features = module.weight.shape[0]
 
 
+def emptied(module: nn.Module, device: str) -> nn.Module:
+    """A copy of a module with uninitialised tensors on a device, or none on ``meta``.
+
+    Unlike ``to_empty`` it keeps tied tensors tied. The module is not changed.
+    """
+    memo: dict[int, object] = {}
+    for parameter in module.parameters():
+        empty = torch.empty_like(parameter, device=device)
+        memo[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device=device)
+    return copy.deepcopy(module, memo)
+
+
 def fresh_module(model: nn.Module, seed: int) -> nn.Module:
     """Initialise a module in place as if newly built, from a seed; returns it.
 
-    Each module that has ``reset_parameters`` is asked to; a model's own ``init_weights()`` has the
-    last word. Same seed, same bytes.
+    Each module that has ``reset_parameters`` is asked to; ``init_weights()`` of the model, or of
+    the outermost models in it that have one (Hugging Face's do), has the last word. Same seed, same
+    bytes.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -178,7 +201,17 @@ def fresh_module(model: nn.Module, seed: int) -> nn.Module:
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
-        init_weights = getattr(model, "init_weights", None)
-        if callable(init_weights):
-            init_weights()
+        _init_weights(model)
+        reset_scales(model)
     return model
+
+
+def _init_weights(model: nn.Module) -> None:
+    init_weights = getattr(model, "init_weights", None)
+    if not callable(init_weights):
+        for child in model.children():
+            _init_weights(child)
+        return
+    for module in model.modules():  # Hugging Face's remembers what it has filled
+        vars(module).pop("_is_hf_initialized", None)
+    init_weights()

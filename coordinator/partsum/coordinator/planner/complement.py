@@ -16,7 +16,14 @@ def block_parts(widths: Widths, fractions: Sequence[float]) -> list[Part]:
 
     Fixed, because re-drawing units when everything is sliced destroys pairs that have grown
     together (measured: 88.2 -> 85.2 %); contiguous, because a layer norm's slice must be.
+
+    Raises WidthError where the model cannot be cut everywhere, or has fewer units than parts.
     """
+    if widths.block_refusal:
+        raise WidthError(
+            f"mode block and mode copies cut every layer of a model, but {widths.block_refusal}. "
+            'Use mode = "residual", or say the width groups yourself (docs/widths.md)'
+        )
     owned: list[dict[str, tuple[int, ...]]] = [{} for _ in fractions]
     for group in widths.groups:
         first = 0
@@ -39,6 +46,20 @@ def equal_slices(widths: Widths, count: int) -> list[Part]:
     return block_parts(widths, equal_fractions(count))
 
 
+def residual_refusal(widths: Widths) -> str:
+    """Why mode residual cannot cut a model; "" where it can."""
+    if widths.residual_refusal:
+        return widths.residual_refusal
+    if not any(group.depth == "hidden" for group in widths.groups):
+        return "it has no hidden width groups"
+    if not (widths.scales or widths.normed):
+        return (
+            "nothing scales what its hidden groups add up to: let the task's model() return "
+            "partsum.shared.width.with_scales(model)"
+        )
+    return ""
+
+
 def residual_parts(widths: Widths, fractions: Sequence[float], seed: int, round: int) -> list[Part]:
     """Hidden groups only, units drawn anew from (seed, round) (ResIST, 2107.00961)."""
     owned: list[dict[str, tuple[int, ...]]] = [{} for _ in fractions]
@@ -54,16 +75,12 @@ def residual_parts(widths: Widths, fractions: Sequence[float], seed: int, round:
 
 def hidden_groups(widths: Widths) -> list[WidthGroup]:
     """The groups that mode residual cuts. Raises WidthError where there is none that it can."""
-    hidden = [group for group in widths.groups if group.depth == "hidden"]
-    if widths.residual_refusal:
-        raise WidthError(f'mode = "residual" cannot cut this model: {widths.residual_refusal}')
-    if not hidden or not (widths.scales or widths.normed):
+    if refusal := residual_refusal(widths):
         raise WidthError(
-            'mode = "residual" needs hidden width groups whose reader is a '
-            "partsum.shared.width.ScaledLinear, and this model has none; use mode = "
-            '"block", or see docs/tutorial.md'
+            f'mode = "residual" cannot cut this model: {refusal}. Use mode = "block", or see '
+            "docs/widths.md"
         )
-    return hidden
+    return [group for group in widths.groups if group.depth == "hidden"]
 
 
 def _sizes(group: WidthGroup, fractions: Sequence[float]) -> list[int]:

@@ -19,6 +19,7 @@ from partsum.shared.tasks.idx import find_idx, read_idx
 from partsum.shared.tasks.mlp import Mlp
 from partsum.shared.tasks.transformer import Vit
 from partsum.shared.tasks.vgg import Vgg
+from partsum.shared.width import with_scales
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 """Where the Debian package dataset-fashion-mnist puts its files."""
@@ -110,7 +111,7 @@ def image_vgg(
     """
 
     def model() -> nn.Module:
-        return Vgg(_IDX_SIZE, 1, channels, hidden, _CLASSES, norm, dropout)
+        return with_scales(Vgg(_IDX_SIZE, 1, channels, hidden, _CLASSES, norm, dropout))
 
     return _idx_task(model, folder)
 

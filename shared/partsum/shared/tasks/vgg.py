@@ -10,8 +10,6 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from partsum.shared.width import ScaledConv2d, ScaledLinear
-
 VGG19 = (64, 64, 0, 128, 128, 0, *(256,) * 4, 0, *(512,) * 4, 0, *(512,) * 4, 0)
 """The original's channels; 0 halves the map."""
 
@@ -19,8 +17,7 @@ VGG19 = (64, 64, 0, 128, 128, 0, *(256,) * 4, 0, *(512,) * 4, 0, *(512,) * 4, 0)
 class Vgg(nn.Module):
     """3x3 convolutions with pooling between them, then a classifier with one width for each layer.
 
-    Inputs float (n, colours, size, size) -> logits (n, classes). Axes between layers alternate
-    hidden and stream; a layer that reads a hidden one and has no norm behind it is a scaled one.
+    Inputs float (n, colours, size, size) -> logits (n, classes). Mode residual needs `with_scales`.
 
     Args:
         size: of the square images, in pixels.
@@ -61,7 +58,7 @@ class Vgg(nn.Module):
         self.features = nn.Sequential(*_features(colours, channels, norm))
         self.avgpool = nn.AdaptiveAvgPool2d(side)
         sizes = [widths[-1] * side * side, *hidden, classes]
-        self.classifier = nn.Sequential(*_classifier(sizes, len(widths), dropout))
+        self.classifier = nn.Sequential(*_classifier(sizes, dropout))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch of images."""
@@ -71,28 +68,19 @@ class Vgg(nn.Module):
 
 def _features(colours: int, channels: Sequence[int], norm: bool) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    read, number = colours, 0
+    read = colours
     for width in channels:
         if not width:
             layers.append(nn.MaxPool2d(2))
             continue
-        if norm:  # takes the place of the bias, and of a scale
-            layers += [nn.Conv2d(read, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
-        else:
-            kind = ScaledConv2d if number % 2 else nn.Conv2d
-            layers.append(kind(read, width, 3, padding=1))
-        layers.append(nn.ReLU())
-        read, number = width, number + 1
+        layers.append(nn.Conv2d(read, width, 3, padding=1, bias=not norm))
+        layers += [nn.BatchNorm2d(width), nn.ReLU()] if norm else [nn.ReLU()]
+        read = width
     return layers
 
 
-def _classifier(sizes: Sequence[int], number: int, dropout: float) -> list[nn.Module]:
-    """``number`` layers came before: every second one of all reads a hidden axis."""
+def _classifier(sizes: Sequence[int], dropout: float) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    last = len(sizes) - 2
-    for place, (read, made) in enumerate(pairwise(sizes)):
-        kind = ScaledLinear if (number + place) % 2 else nn.Linear
-        layers.append(kind(read, made))
-        if place < last:
-            layers += [nn.ReLU(), nn.Dropout(dropout)]
-    return layers
+    for read, made in pairwise(sizes):
+        layers += [nn.Linear(read, made), nn.ReLU(), nn.Dropout(dropout)]
+    return layers[:-2]  # the last are the logits

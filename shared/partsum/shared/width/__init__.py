@@ -6,6 +6,7 @@ head, a channel of the residual stream); a **group** is all the interchangeable 
 whole models, then those for kinds of modules; docs/widths.md tells them and how to add one.
 """
 
+from partsum.shared.width import rules as rules  # importing them registers them
 from partsum.shared.width.axis import Axis
 from partsum.shared.width.chain import chain_widths
 from partsum.shared.width.groups import (
@@ -17,8 +18,17 @@ from partsum.shared.width.groups import (
     Widths,
     check_widths,
 )
-from partsum.shared.width.registry import Rule, WholeRule, find_widths, register, register_whole
-from partsum.shared.width.scaled import ScaledConv2d, ScaledLinear
+from partsum.shared.width.multihead import SlicedAttention, forbid_fast_path
+from partsum.shared.width.registry import (
+    Rule,
+    WholeRule,
+    find_widths,
+    register,
+    register_whole,
+    widths_by_rules,
+    with_scales,
+)
+from partsum.shared.width.scaled import ScaledLinear
 
 __all__ = [
     "Axis",
@@ -26,8 +36,8 @@ __all__ = [
     "HasWidths",
     "LeftOut",
     "Rule",
-    "ScaledConv2d",
     "ScaledLinear",
+    "SlicedAttention",
     "Slot",
     "WholeRule",
     "WidthGroup",
@@ -35,6 +45,9 @@ __all__ = [
     "chain_widths",
     "check_widths",
     "find_widths",
+    "forbid_fast_path",
     "register",
     "register_whole",
+    "widths_by_rules",
+    "with_scales",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from partsum.shared.width.groups import Count, Depth, Slot, WidthGroup, named_tensors
+from partsum.shared.width.layers import output_dim
 
 
 @dataclass
@@ -70,18 +71,3 @@ class Axis:
             size = shape[slot.dim] if 0 <= slot.dim < len(shape) else 0
             partial = owned[slot.tensor, slot.dim] < size
             yield replace(slot, size=size) if partial else slot
-
-
-def output_dim(module: nn.Module) -> int:
-    """Which dimension of the module's weight its outputs are; its inputs are the other of 0 and 1.
-
-    0, as in Linear and Conv layers; 1 in an Embedding, and in Hugging Face's ``Conv1D``, a Linear
-    whose weight is (inputs, outputs).
-    """
-    is_transposed = isinstance(module, nn.Embedding) or is_hugging_face_conv1d(module)
-    return 1 if is_transposed else 0
-
-
-def is_hugging_face_conv1d(module: nn.Module) -> bool:
-    """Whether it is transformers' Linear with a transposed weight, found without importing it."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "nx")

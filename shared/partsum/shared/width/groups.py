@@ -36,7 +36,8 @@ class Slot:
 
     def index(self, units: Tensor) -> Tensor:
         """The indices along ``dim`` that belong to ``units`` (int64, 1-D)."""
-        inside = (units[:, None] * self.block + torch.arange(self.block)).reshape(-1)
+        block = torch.arange(self.block, device="cpu")  # whatever device a model is built on
+        inside = (units[:, None] * self.block + block).reshape(-1)
         return torch.cat([offset + inside for offset in self.offsets])
 
 
@@ -108,6 +109,11 @@ class HasWidths(Protocol):
         ...
 
 
+def all_units(group: WidthGroup) -> Tensor:
+    """Every unit of a group (int64, 1-D), on the CPU whatever device a model is built on."""
+    return torch.arange(group.units, device="cpu")
+
+
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """All parameters and buffers, tied ones under each of their names."""
     parameters = model.named_parameters(remove_duplicate=False)
@@ -155,7 +161,7 @@ def _check_claims(widths: Widths, slots: list[tuple[str, Slot]], size: int, tens
         group = widths.group(name)
         if not _is_inside(slot, group.units, size) or slot.size not in (None, size):
             raise _misfit(group, slot, tensor)
-        for index in slot.index(torch.arange(group.units)).tolist():
+        for index in slot.index(all_units(group)).tolist():
             if owner[index] == name:
                 raise _misfit(group, slot, tensor)
             if owner[index]:

@@ -8,14 +8,25 @@ claimed another does not claim again: so a user's rule overrides what comes with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TypeVar
 
 from torch import nn
 
 from partsum.shared.errors import WidthError
 from partsum.shared.width.chain import chain_widths
-from partsum.shared.width.groups import HasWidths, LeftOut, WidthGroup, Widths, check_widths
-from partsum.shared.width.rules.convolution import convolution_widths
+from partsum.shared.width.groups import (
+    HasWidths,
+    LeftOut,
+    WidthGroup,
+    Widths,
+    check_widths,
+    named_tensors,
+    tied_names,
+)
+from partsum.shared.width.multihead import free_heads
+from partsum.shared.width.scaled import add_scales, scales_of
+from partsum.shared.width.stream import Stream, find_stream
 
 Rule = Callable[[nn.Module, str, nn.Module], Iterable[WidthGroup | LeftOut]]
 """(model, path, the module at that path) -> the groups found in it, and what it must keep whole."""
@@ -26,11 +37,11 @@ WholeRule = Callable[[nn.Module], Widths | None]
 Kind = type[nn.Module] | Callable[[nn.Module], bool]
 """Which modules a rule is for: a class, or a predicate."""
 
-_rules: list[tuple[Kind, Rule]] = []
-_whole_rules: list[WholeRule] = [convolution_widths, chain_widths]
-
 _R = TypeVar("_R", bound=Rule)
 _W = TypeVar("_W", bound=WholeRule)
+
+_rules: list[tuple[Kind, Rule]] = []
+_whole_rules: list[WholeRule] = []
 
 
 def register(kind: Kind) -> Callable[[_R], _R]:
@@ -55,14 +66,108 @@ def find_widths(model: nn.Module) -> Widths:
     Raises:
         WidthError: the model has none, or says something that does not fit its tensors.
     """
-    widths = model.width_groups() if isinstance(model, HasWidths) else _by_rules(model)
+    widths = model.width_groups() if isinstance(model, HasWidths) else widths_by_rules(model)
     check_widths(model, widths)
     return widths
 
 
-def _by_rules(model: nn.Module) -> Widths:
-    for rule in _whole_rules:
-        widths = rule(model)
-        if widths is not None:
-            return widths
-    raise WidthError(f"found no width groups in {type(model).__name__}")
+def widths_by_rules(model: nn.Module) -> Widths:
+    """What the rules find, whatever the model says: a ``width_groups()`` may start from it.
+
+    Raises:
+        WidthError: no rule finds any group; the first rule that refused the model says why.
+    """
+    refusals = []
+    for rule in (*_whole_rules, chain_widths, _by_modules):
+        try:
+            widths = rule(model)
+        except WidthError as refusal:
+            refusals.append(refusal)
+        else:
+            if widths is not None:
+                return widths
+    raise refusals[0]
+
+
+def with_scales(model: nn.Module) -> nn.Module:
+    """Give a model what mode residual needs: a ``scale`` to each layer that adds a hidden group up.
+
+    Call it in the task's ``model()``. The state dict gets one number a layer more, and the function
+    stays the same while these are 1. An ``nn.MultiheadAttention`` becomes a `SlicedAttention`, with
+    the same parameter names. The model is changed in place, and returned.
+
+    Raises:
+        WidthError: as `find_widths`.
+    """
+    free_heads(model, all_of_them=True)
+    widths = find_widths(model)
+    add_scales(model, widths.groups, widths.normed)
+    return model
+
+
+def _by_modules(model: nn.Module) -> Widths | None:
+    """The hidden groups by the rules for modules, and the stream between them."""
+    hidden, left_out = _hidden(model)
+    if not hidden:
+        return None
+    order = {name: place for place, name in enumerate(named_tensors(model))}
+    hidden.sort(key=lambda group: order.get(group.slots[0].tensor, 0))
+    stream = find_stream(model, hidden, left_out)
+    groups = [_with_ties(model, group) for group in (stream.group, *hidden) if group is not None]
+    return Widths(
+        groups=tuple(groups),
+        readouts=stream.readouts,
+        scales=scales_of(model, hidden),
+        left_out=tuple(_all_left_out(model, groups, left_out, stream)),
+        block_refusal=stream.refusal,
+    )
+
+
+def _hidden(model: nn.Module) -> tuple[list[WidthGroup], list[LeftOut]]:
+    found: list[WidthGroup] = []
+    left_out: dict[str, LeftOut] = {}
+    claimed: set[tuple[str, int]] = set()
+    for kind, rule in _rules:
+        for path, module in model.named_modules():
+            if not (isinstance(module, kind) if isinstance(kind, type) else kind(module)):
+                continue
+            for item in rule(model, path, module):
+                if isinstance(item, LeftOut):
+                    left_out.setdefault(item.tensor, item)
+                    continue
+                ends = {(slot.tensor, slot.dim) for slot in item.slots}
+                if not ends & claimed and not {name for name, _ in ends} & left_out.keys():
+                    claimed |= ends
+                    found.append(item)
+    cut = {name for name, _ in claimed}
+    return found, [kept for kept in left_out.values() if kept.tensor not in cut]
+
+
+def _with_ties(model: nn.Module, group: WidthGroup) -> WidthGroup:
+    """A tensor of several names is cut under all of them."""
+    names = {name: same for same in tied_names(model) for name in same}
+    slots = dict.fromkeys(
+        replace(slot, tensor=name)
+        for slot in group.slots
+        for name in names.get(slot.tensor, (slot.tensor,))
+    )
+    return replace(group, slots=tuple(slots))
+
+
+def _all_left_out(
+    model: nn.Module, groups: list[WidthGroup], known: list[LeftOut], stream: Stream
+) -> Iterable[LeftOut]:
+    """Every parameter that no group cuts, with a rule's reason or that there is no rule."""
+    reasons = {kept.tensor: kept.reason for kept in known}
+    cut = {slot.tensor for group in groups for slot in group.slots}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        if name in cut:
+            continue
+        if stream.group is not None:
+            reason = "it is of the output, which all parts share"
+        elif name in stream.tensors:
+            reason = "it is of the stream, which stays whole"
+        else:
+            reason = f"no rule knows {type(modules[name.rpartition('.')[0]]).__name__}"
+        yield LeftOut(name, reasons.get(name, reason))

@@ -2,15 +2,14 @@
 
 A unit is a channel; where a grouped convolution or a group norm runs along the axis, a group of
 channels. Channels that are added to each other, in a stage's blocks and their downsample branches,
-are one "stream" axis; an axis that one layer makes and another reads is "hidden". Of two hidden
-axes that share a weight the second counts as a stream, as in a plain chain: cut along both, a
-weight's cross blocks would be in no part.
+are one "stream" axis; an axis that one layer makes and another reads is "hidden". Of two such axes
+that share a weight only one is hidden, as in a plain chain: in a weight that is cut along both, the
+cross blocks would be in no part. It is the one that closes a branch, else the first.
 
 A hidden axis is added up by the layer that reads it, and in mode residual a base must take 1/K of
 that sum. Where a norm follows at once, no scale is needed: a batch norm divides by its own spread,
 whatever the factor, and the statistics that fit no part are computed anew after each merge. Any
-other reader must be a ScaledLinear or ScaledConv2d; a model with one that is not is refused for
-mode residual.
+other reader needs a scale (`with_scales`), and mode residual is refused while one has none.
 """
 
 from __future__ import annotations
@@ -22,13 +21,18 @@ from torch.nn.modules.conv import _ConvNd
 
 from partsum.shared.errors import WidthError
 from partsum.shared.width.groups import LeftOut, Widths
+from partsum.shared.width.registry import register_whole
+from partsum.shared.width.rules.flow import Follower, Tracer
 from partsum.shared.width.rules.lanes import Lane, Weight, distinct
 
 _OTHER_RULES = (nn.Embedding, nn.MultiheadAttention)
 
 
+@register_whole
 def convolution_widths(model: nn.Module) -> Widths | None:
     """The groups of a model that convolves; None for one that is something else.
+
+    No other thread may run a model meanwhile: torch.fx takes hold of ``nn.Module.__call__``.
 
     Raises:
         WidthError: it has several convolutions, but cannot be followed, or nothing in it be cut.
@@ -36,39 +40,38 @@ def convolution_widths(model: nn.Module) -> Widths | None:
     convolutions = sum(isinstance(module, _ConvNd) for module in model.modules())
     if not convolutions or any(isinstance(module, _OTHER_RULES) for module in model.modules()):
         return None
-    # The tracer takes 0.1 s to import: nothing for a run, but for a model that needs none.
-    from partsum.shared.width.rules.flow import Follower, Tracer
-
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()  # dropped paths are branches of training alone
         graph = Tracer().trace(model)
     except Exception as error:  # whatever the user's forward does with a value that is none
-        if convolutions == 1:  # it may be a transformer's, which cuts an image into patches
-            return None
         raise WidthError(
             f"the layers of {type(model).__name__} cannot be followed: torch.fx says "
             f"{type(error).__name__}: {error}. Give the model a width_groups() method "
-            "(docs/tutorial.md)"
+            "(docs/widths.md)"
         ) from error
     finally:
         for module, mode in modes.items():
             module.training = mode
     follower = Follower(model, graph)
-    return _widths(model, follower.lanes, follower.weights, follower.left_out)
+    widths = _widths(model, follower.lanes, follower.weights, follower.left_out)
+    # A single convolution may be a transformer's, which cuts an image into patches.
+    return None if convolutions == 1 and widths.block_refusal else widths
 
 
 def _widths(
     model: nn.Module, lanes: list[Lane], weights: list[Weight], unknown: list[LeftOut]
-) -> Widths | None:
+) -> Widths:
     cut = distinct(lanes, lambda lane: lane.is_cut)
     hidden = _hidden(cut, weights)
     groups = tuple(lane.group("hidden" if lane in hidden else "stream") for lane in cut)
     left_out = (*unknown, *_left_out(model, lanes, unknown))
     if not groups:
+        reasons = dict.fromkeys(reason for lane in lanes for reason in lane.root.reasons)
         raise WidthError(
-            f"found no width groups in {type(model).__name__}: "
-            + "; ".join(f"{item.tensor}: {item.reason}" for item in left_out[:3])
+            f"found no width groups in {type(model).__name__}: between what it is given and what "
+            f"it gives there is no axis to cut{''.join(f'; {reason}' for reason in reasons)}. "
+            "docs/widths.md shows how a model says its own"
         )
     readouts = [w for w in weights if w.read.root in cut and w.made.root.is_output]
     sums = [w for w in weights if w.read.root in hidden]
@@ -87,12 +90,17 @@ def _widths(
 def _hidden(cut: list[Lane], weights: list[Weight]) -> set[Lane]:
     """Which lanes a branch opens and closes again, no two of them in one weight."""
     hidden: set[Lane] = set()
-    for lane in cut:
+
+    def makes(lane: Lane) -> list[Lane]:
+        return [w.made.root for w in weights if w.read.root is lane and w.made.root is not lane]
+
+    # Those that end in a stream go first: of a bottleneck's two, and before what leads to them.
+    closing = [lane for lane in cut if any(made.is_stream for made in makes(lane))]
+    for lane in dict.fromkeys([*closing, *cut]):
         made_from = [w.read.root for w in weights if w.made.root is lane]
-        makes = [w.made.root for w in weights if w.read.root is lane]
-        if not (lane.is_stream or _forks(lane, weights) or hidden & {*made_from, *makes}):
+        beside = {*made_from, *(w.made.root for w in weights if w.read.root is lane)}
+        if not (lane.is_stream or _forks(lane, weights) or beside & {lane, *hidden}):
             hidden.add(lane)
-        hidden -= {lane} & {*made_from, *makes}  # a weight from the axis to itself
     return hidden
 
 
@@ -112,7 +120,7 @@ def _left_out(model: nn.Module, lanes: list[Lane], known: list[LeftOut]) -> Iter
     told = {item.tensor for item in known}
     roots = distinct(lanes, lambda lane: bool(lane.spans))
     cut = {span.tensor for lane in roots if lane.is_cut for span in lane.spans}
-    for lane in roots:
+    for lane in sorted(roots, key=lambda lane: not lane.reasons):
         for span in () if lane.is_cut else lane.spans:
             if (lane.reasons or span.tensor not in cut) and span.tensor not in told:
                 told.add(span.tensor)
@@ -155,6 +163,6 @@ def _residual_refusal(model: nn.Module, sums: list[Weight], scaled: list[str]) -
             return (
                 f"{weight.module} ({kind}) adds up the hidden axis {weight.read.root.name}, and no "
                 "norm follows at once: a base would add up all parts' where it must average them. "
-                "Make it a ScaledLinear or ScaledConv2d of partsum.shared.width"
+                "Let the task's model() return partsum.shared.width.with_scales(model)"
             )
     return ""

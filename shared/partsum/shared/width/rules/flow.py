@@ -7,6 +7,7 @@ is not known keeps every lane that enters it whole, and says so.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from partsum.shared.width.groups import LeftOut
+from partsum.shared.width.groups import LeftOut, tied_names
 from partsum.shared.width.rules import operations
 from partsum.shared.width.rules.lanes import Flow, Lane, Weight
 
@@ -27,6 +28,20 @@ class Tracer(fx.Tracer):
         """Whether the module is one operation of the graph."""
         known = isinstance(module, (nn.Linear, _ConvNd, *NORMS))
         return known or super().is_leaf_module(module, qualified_name)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Let a check of what came in pass: sizes that must be equal are, before there are any."""
+        compared = obj.node.all_input_nodes
+        if obj.node.target in (operator.eq, operator.ne) and all(map(_is_size, compared)):
+            return obj.node.target is operator.eq
+        return super().to_bool(obj)
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether the node is a size, or a list of sizes that one is picked of."""
+    if node.target is operator.getitem:
+        return _is_size(node.all_input_nodes[0])
+    return node.target in (getattr, "size", "dim")
 
 
 NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, _InstanceNorm)
@@ -48,9 +63,19 @@ class Follower:
             flow = self._follow(node)
             if flow is not None:
                 self._flows[node] = flow
+        self._tie()
+
+    def _tie(self) -> None:
+        """One tensor under two names has one way to be cut: its lanes are the same."""
+        first = {name: names[0] for names in tied_names(self._model) for name in names}
+        holders: dict[tuple[str, int], Lane] = {}
+        for lane in self.lanes:
+            for span in list(lane.root.spans):
+                tensor = first.get(span.tensor, span.tensor)
+                lane.join(holders.setdefault((tensor, span.dim), lane))
 
     def _lane(self, name: str) -> Lane:
-        lane = Lane(name)
+        lane = Lane(name, len(self.lanes))
         self.lanes.append(lane)
         return lane
 
@@ -76,9 +101,10 @@ class Follower:
             return self._layer(node, str(node.target), flows)
         name = node.target if isinstance(node.target, str) else node.target.__name__
         found = self._operation(node, name, flows)
-        if found is not NotImplemented:
-            return found
-        return self._stopped(node, f"the operation {name}", flows)
+        if found is NotImplemented:
+            return self._stopped(node, f"the operation {name}", flows)
+        assert found is None or isinstance(found, Flow)
+        return found
 
     def _stopped(self, node: fx.Node, what: str, flows: list[Flow]) -> Flow:
         """Keep whole all that enters what is not understood, and what comes out of it."""

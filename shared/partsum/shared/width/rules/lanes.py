@@ -22,11 +22,13 @@ class Span:
 class Lane:
     """All that turned out to be one axis so far. Lanes whose values are added become one.
 
+    It has the name, and the ``number`` in the order of the computation, of its first layer.
     ``units`` is the largest number that every span, and every module that counts along the lane, is
     a multiple of; 0 while nothing is known. A lane with ``reasons`` is not cut.
     """
 
     name: str
+    number: int
     units: int = 0
     spans: list[Span] = field(default_factory=list)
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -73,9 +75,9 @@ class Lane:
 
     def join(self, other: Lane) -> None:
         """Become one with another lane, of as many units."""
-        first, second = self.root, other.root
-        if first is second:
+        if self.root is other.root:
             return
+        first, second = sorted((self.root, other.root), key=lambda lane: lane.number)
         second._joined = first
         first.units = math.gcd(first.units, second.units)
         first.spans += [span for span in second.spans if span not in first.spans]

@@ -64,7 +64,8 @@ def flattened(flow: Flow, start: int, end: int = -1) -> Any:
 
 
 def _flatten(node: fx.Node, flow: Flow) -> Any:
-    given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
+    given: dict[str, Any] = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False))
+    given |= node.kwargs
     return flattened(flow, int(given.get("start_dim", 0)), int(given.get("end_dim", -1)))
 
 
