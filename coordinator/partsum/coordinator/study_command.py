@@ -115,6 +115,8 @@ class Follower:
             shown = bar.add_task("starting", total=None)
             async for status in statuses:
                 done, total, what = self.stand(status)
+                busy = sum(node.part_index >= 0 for node in status.nodes)
+                what += f", {busy} of {len(status.nodes)} nodes busy" if busy else ""
                 bar.update(shown, completed=done, total=total, description=what)
 
     async def _lines(self, statuses: AsyncIterator[RunStatus], console: Console) -> None:
@@ -135,6 +137,5 @@ class Follower:
             return total, total, "finished"
         if status.phase != "parts":
             return before, total, plain_text(status.reason) or status.phase
-        busy = sum(node.part_index >= 0 for node in status.nodes)
         what = "bases" if self._bases and not status.round else "sweep"
-        return before + status.parts_in, total, f"{what}, {busy} of {len(status.nodes)} nodes busy"
+        return before + status.parts_in, total, what
