@@ -46,7 +46,6 @@ keep = [0.5, 1.0]
 selections = ["strong", "weak"]
 data = [0.2, 1.0]
 starts = [{starts}]
-depth = "all"
 epochs = 0.2
 base_epochs = 0.5
 {study}
@@ -57,7 +56,7 @@ STARTS = '"scratch", "rewound", "tuned"'
 
 
 @contextmanager
-def opened(folder: Path, study: str = "", starts: str = STARTS) -> Iterator[Run]:
+def opened(folder: Path, study: str = 'depth = "all"\n', starts: str = STARTS) -> Iterator[Run]:
     given = parse_config(CONFIG.format(folder=folder, study=study, starts=starts))
     text = study_run(given, folder / "study.toml")
     config = parse_config(text)
@@ -248,7 +247,7 @@ def test_a_study_whose_parts_were_counted_by_hand_is_refused_in_words(tmp_path: 
 def test_each_score_picks_units_of_its_own(tmp_path: Path) -> None:
     strong = set()
     for score in ("magnitude", "taylor", "activation"):
-        with opened(tmp_path / score, f'scores = "{score}"') as run:
+        with opened(tmp_path / score, f'depth = "all"\nscores = "{score}"') as run:
             plan, _ = open_next(run)
             deliver(run, plan, 0)
             close(run, plan)
@@ -259,6 +258,12 @@ def test_each_score_picks_units_of_its_own(tmp_path: Path) -> None:
                 if cell.selection == "strong"
             }
     assert len(strong) == 3
+
+
+def test_the_residual_stream_stays_whole_where_hidden_groups_alone_are_cut(tmp_path: Path) -> None:
+    with opened(tmp_path, "", '"scratch"') as run:
+        plan, _ = open_next(run)
+        assert {tuple(planned.part.units) for planned in plan.parts} == {(), ("linear1",)}
 
 
 def test_a_model_without_hidden_groups_is_refused_where_they_are_to_be_cut() -> None:

@@ -60,6 +60,11 @@ class Cutter:
         config, known = self.config, ranking(self.store, self.config)
         return plan_slices(config.parts, self.base.widths, plan.fractions, config.seed, known)
 
+    @property
+    def cuts_all(self) -> bool:
+        """Whether the slices split every width group, and not the hidden ones alone."""
+        return self.block or self.config.parts.is_copies
+
     def cluster_paths(self) -> list[Path]:
         """Where each part's cluster lies."""
         folder = self.store.folder / "clusters"

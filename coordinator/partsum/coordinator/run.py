@@ -113,11 +113,8 @@ class Run:
         self.workshop.aggregator.prepare()
         if self._workplan is None:  # else it was certified, and neither task nor data has changed
             trial = make_workplan(self.config, self.base, self.train, {})
-            parts = self.workshop.cutter.slices(trial)
-            grouped = (
-                self.workshop.block or self.config.parts.is_copies or self.config.parts.is_study
-            )
-            certify(self.base, parts, grouped, self.validation)
+            cutter = self.workshop.cutter
+            certify(self.base, cutter.slices(trial), cutter.cuts_all, self.validation)
         recovery.recover_clusters(self.workshop.cutter.make_clusters)
 
     # -- rounds -----------------------------------------------------------------------------------

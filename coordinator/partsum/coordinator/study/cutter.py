@@ -68,9 +68,14 @@ class StudyCutter(Cutter):
         """Parts that show whether this model can be cut at all."""
         if all(cell.keep == 1 for cell in self.cells):
             return [WHOLE]
-        if self.study.depth == "all":
+        if self.cuts_all:
             return block_parts(self.base.widths, equal_fractions(2))
         return [any_part(self.widths, 0.5, seed) for seed in (0, 1)]
+
+    @property
+    def cuts_all(self) -> bool:
+        """Whether the study cuts every width group, and not the hidden ones alone."""
+        return self.study.depth == "all"
 
     def part_of(self, cell: Cell, scores: UnitScores) -> Part:
         """The units that a cell keeps."""
