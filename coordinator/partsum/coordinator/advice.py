@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from partsum.shared.config import RunConfig
+from partsum.shared.config import RunConfig, StudyConfig
 from partsum.shared.config.trust import LOOPBACK
 
 
 def advise(config: RunConfig) -> list[str]:
     """A sentence for each thing that is allowed but ends badly."""
-    return [*_open_door(config), *_clusters_without_handoff(config), *_known_before(config)]
+    return [
+        *_open_door(config),
+        *_clusters_without_handoff(config),
+        *_known_before(config),
+        *_study_aside(config),
+    ]
 
 
 def _open_door(config: RunConfig) -> list[str]:
@@ -41,3 +46,9 @@ def _known_before(config: RunConfig) -> list[str]:
         "start.models with privacy.noise_multiplier: epsilon says nothing of what those models "
         "tell of the data that they were trained on; take only ones that never saw this run's data"
     ]
+
+
+def _study_aside(config: RunConfig) -> list[str]:
+    if config.parts.is_study or config.study == StudyConfig():
+        return []
+    return ["[study] is for `partsum study`, and means nothing here"]

@@ -1,4 +1,4 @@
-"""The coordinator's commands: coordinator, run, demo; models' and access's are next door."""
+"""The coordinator's commands: coordinator, run, study, demo; models' and access's are next door."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     _add_coordinator(commands)
     _add_run(commands)
     add_model_commands(commands)
+    _add_study(commands)
     _add_demo(commands)
     add_access_commands(commands)
 
@@ -105,6 +106,39 @@ def _run_list(options: argparse.Namespace) -> int:
     from partsum.coordinator import operator
 
     return operator.list_all(options.folder)
+
+
+def _add_study(commands: argparse._SubParsersAction[Any]) -> None:
+    parser = commands.add_parser(
+        "study",
+        help="the effect of the dropout percentage: small models cut from one base, compared",
+        description="Train a small model on the nodes for every combination under [study], and "
+        "show accuracy against parameters, FLOPs and time. Run again after Ctrl-C, it resumes; run "
+        "again when it is finished, it shows the table again.",
+    )
+    parser.add_argument("config", type=Path, metavar="RUN.TOML", help="the config with a [study]")
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start N node processes here, of one thread each (default: wait for nodes that dial "
+        "in, as `partsum coordinator` does)",
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="where the figures go as CSV")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="where the picture goes")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the models and what they cost; train nothing"
+    )
+    parser.add_argument("--new", action="store_true", help="start anew instead of resuming")
+    parser.set_defaults(run=_study)
+
+
+def _study(options: argparse.Namespace) -> int:
+    from partsum.coordinator.study_command import StudyOptions, run_study
+
+    given = {name: getattr(options, name) for name in StudyOptions.__dataclass_fields__}
+    return run_study(StudyOptions(**given))
 
 
 def _add_demo(commands: argparse._SubParsersAction[Any]) -> None:

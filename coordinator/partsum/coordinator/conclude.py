@@ -48,7 +48,8 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
     """The journal and what the process knows, as a Summary."""
     store, config, now = run.store, run.config, run.clock.now()
     started_at, ended_at = run.clock.dates()
-    plan = store.plan(run.next_round - 1) if run.next_round else None
+    study = config.parts.is_study  # its models are in the journal, and are no parts of a base
+    plan = store.plan(run.next_round - 1) if run.next_round and not study else None
     sizes = {group.name: group.units for group in run.base.widths.groups}
     final = run.folder / "final.safetensors"
     moved = sum(registry.totals())
@@ -83,11 +84,11 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
         ),
         base_parameters=whole.parameters,
         part_parameters=_part_parameters(run, plan),
-        part_fractions=tuple((store.fact("workplan") or {}).get("fractions", ())),
+        part_fractions=() if study else tuple((store.fact("workplan") or {}).get("fractions", ())),
         group_units=sizes,
         parts=tuple(part_picture(planned.part) for planned in plan.parts) if plan else (),
         ranking=_ranking(run),
-        full_model_bytes=_full_model_bytes(run, whole.state_bytes) if moved else None,
+        full_model_bytes=_full_model_bytes(run, whole.state_bytes) if moved and not study else None,
         final_accuracy=run.accuracy,
         final_loss=run.loss,
         privacy_epsilon=run.epsilon(),

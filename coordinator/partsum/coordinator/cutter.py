@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from partsum.coordinator.base import Base
+from partsum.coordinator.clusters import make_clusters
 from partsum.coordinator.copies import own_slice
 from partsum.coordinator.overlap import Overlap
-from partsum.coordinator.planner import plan_parts, plan_slices
+from partsum.coordinator.planner import equal_fractions, plan_parts, plan_slices
 from partsum.coordinator.records import PlannedPart, RoundPlan
 from partsum.coordinator.relevance.survey import ranking
 from partsum.coordinator.starts import StartChain, write_rounded
@@ -59,10 +60,24 @@ class Cutter:
         config, known = self.config, ranking(self.store, self.config)
         return plan_slices(config.parts, self.base.widths, plan.fractions, config.seed, known)
 
+    @property
+    def cuts_all(self) -> bool:
+        """Whether the slices split every width group, and not the hidden ones alone."""
+        return self.block or self.config.parts.is_copies
+
     def cluster_paths(self) -> list[Path]:
         """Where each part's cluster lies."""
         folder = self.store.folder / "clusters"
         return [folder / f"c{k}.i64" for k in range(self.config.parts.count)]
+
+    def cluster_of(self, round: int, part: int) -> int:
+        """Which cluster a part of a round trains on."""
+        return part
+
+    def make_clusters(self) -> list[np.ndarray]:
+        """Each cluster's sample indices, from the seed."""
+        config, shares = self.config, equal_fractions(self.config.parts.count)
+        return make_clusters(config.data, self.base.task, self.train, shares, config.seed)
 
     def plan_round(self, plan: Workplan, round: int) -> RoundPlan:
         """Cut the round's parts into the spool and say what each node is to do."""
@@ -162,7 +177,7 @@ class Cutter:
         paths: dict[str, Path] = {}
         origins, clusters = self.origin_paths(plan), self.cluster_paths()
         for k, part in enumerate(plan.parts):
-            paths[part.cluster.digest] = clusters[k]
+            paths[part.cluster.digest] = clusters[self.cluster_of(plan.round, k)]
             if part.start is not None:
                 paths[part.start.digest] = self._start_path(plan, k, origins[k])
             if part.delta is not None:
@@ -190,11 +205,12 @@ class Cutter:
         name = f"start-r{plan.round}-p{{}}.safetensors".format
         return {k: self.store.spool_path(name(0 if self.alike else k)) for k in started}
 
-    def cluster_samples(self, part: int) -> tuple[Path, Blob]:
-        """A cluster's samples as a file, for a node without the data set."""
-        path = self.store.folder / "clusters" / f"s{part}.safetensors"
+    def cluster_samples(self, round: int, part: int) -> tuple[Path, Blob]:
+        """The samples of a part's cluster as a file, for a node without the data set."""
+        cluster = self.cluster_of(round, part)
+        path = self.store.folder / "clusters" / f"s{cluster}.safetensors"
         if not path.exists():
-            raw = bytearray(self.cluster_paths()[part].read_bytes())
+            raw = bytearray(self.cluster_paths()[cluster].read_bytes())
             inputs, targets = gather(self.train, torch.frombuffer(raw, dtype=torch.int64))
             save_tensors(path, {"inputs": inputs, "targets": targets})
         return path, blob_of(path)

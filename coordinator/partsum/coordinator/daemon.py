@@ -170,7 +170,7 @@ class CoordinatorDaemon:
         live = [node for node in self.desk.registry if node.session]
         profiles = {node.name: node.profile for node in live if node.profile}
         plan, holders, done = await self.run.open_round(round, profiles)
-        opening = Opening(holders, done)
+        opening = Opening(holders, done, plan.needed)
         if self._secure is not None:
             here = {node.name for node in live} & set(alive(self._machine.members))
             try:

@@ -21,7 +21,7 @@ from partsum.coordinator.planner import Ranking, equal_fractions, plan_parts, pl
 from partsum.coordinator.privacy import check_model, epsilon_of
 from partsum.coordinator.relevance.plan import ranking_flops, ranking_sentences
 from partsum.shared.config import RunConfig, load_config
-from partsum.shared.errors import EXIT_OK
+from partsum.shared.errors import EXIT_OK, ConfigError
 from partsum.shared.messages import TaskSpec
 from partsum.shared.part import WHOLE, Part
 from partsum.shared.task import load_samples, load_task, num_samples
@@ -30,6 +30,8 @@ from partsum.shared.task import load_samples, load_task, num_samples
 def show_plan(path: Path, as_json: bool) -> int:
     """Print what a run would do; raises the PartsumErrors that the run itself would."""
     config = load_config(path)
+    if config.parts.is_study:
+        raise ConfigError(f"{path} is a study; see what it costs with `partsum study --dry-run`")
     task = load_task(TaskSpec(config.task.name, config.task.options))
     train = load_samples(task.train, "training")
     validation = load_samples(task.validation, "validation")

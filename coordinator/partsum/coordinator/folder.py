@@ -6,6 +6,7 @@ import json
 import shutil
 import sqlite3
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,14 +96,23 @@ def _read_given(path: Path) -> str:
 
 def unfinished_run(config: RunConfig) -> Path | None:
     """The newest run of this very config that has not finished, if there is one."""
+    return next((path for path, state in _runs_of(config) if state != "finished"), None)
+
+
+def finished_run(config: RunConfig) -> Path | None:
+    """The newest run of this very config that has finished, if there is one."""
+    return next((path for path, state in _runs_of(config) if state == "finished"), None)
+
+
+def _runs_of(config: RunConfig) -> Iterator[tuple[Path, object]]:
+    """The runs of this very config, the newest first, and what state each is in."""
     digest, parent = config_digest(config), Path(config.folder)
     latest = (parent / "latest").resolve()  # names tell the wall clock, which may have been set
     newest_first = sorted(parent.glob(f"{config.name}-*"), reverse=True)
     for path in sorted(newest_first, key=lambda path: path.resolve() != latest):
         facts = read_facts(path)
-        if facts.get("config_digest") == digest and facts.get("state") != "finished":
-            return path
-    return None
+        if facts.get("config_digest") == digest:
+            yield path, facts.get("state")
 
 
 def read_facts(folder: Path) -> dict[str, object]:

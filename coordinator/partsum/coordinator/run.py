@@ -9,22 +9,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from partsum.coordinator.base import Base
 from partsum.coordinator.clock import RunClock, Stages
-from partsum.coordinator.clusters import make_clusters
 from partsum.coordinator.cohort import Change
 from partsum.coordinator.cutter import blob_of
 from partsum.coordinator.folder import DEEPSPEED_COPY
 from partsum.coordinator.handoff import HandoffProgress
 from partsum.coordinator.handoff_config import deepspeed_settings
 from partsum.coordinator.invariants import certify
-from partsum.coordinator.planner import equal_fractions
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.recovery import Recovery
 from partsum.coordinator.store import Store
+from partsum.coordinator.study.workshop import StudyWorkshop
 from partsum.coordinator.workplan import Workplan, make_workplan
 from partsum.coordinator.workshop import Workshop
 from partsum.shared.config import HandoffConfig, RunConfig
@@ -72,7 +70,8 @@ class Run:
             torch.set_deterministic_debug_mode("warn")
         device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
         self.base = Base(self.task, device)
-        self.workshop = Workshop(config, store, self.base, self.train, self.validation)
+        kind = StudyWorkshop if config.parts.is_study else Workshop
+        self.workshop = kind(config, store, self.base, self.train, self.validation)
         self._checks = asyncio.Semaphore(_CHECKS)
         self.next_round = 0
         self.loss: float | None = None
@@ -114,14 +113,9 @@ class Run:
         self.workshop.aggregator.prepare()
         if self._workplan is None:  # else it was certified, and neither task nor data has changed
             trial = make_workplan(self.config, self.base, self.train, {})
-            parts = self.workshop.cutter.slices(trial)
-            grouped = self.workshop.block or self.config.parts.is_copies
-            certify(self.base, parts, grouped, self.validation)
-        recovery.recover_clusters(self._make_clusters)
-
-    def _make_clusters(self) -> list[np.ndarray]:
-        shares = equal_fractions(self.config.parts.count)
-        return make_clusters(self.config.data, self.task, self.train, shares, self.config.seed)
+            cutter = self.workshop.cutter
+            certify(self.base, cutter.slices(trial), cutter.cuts_all, self.validation)
+        recovery.recover_clusters(self.workshop.cutter.make_clusters)
 
     # -- rounds -----------------------------------------------------------------------------------
 
@@ -168,7 +162,7 @@ class Run:
     async def check_update(self, path: Path, plan: RoundPlan, part: int) -> Change:
         """How far an update lies from its start. Raises UpdateRefusedError: it does not fit."""
         async with self._checks:
-            return await asyncio.to_thread(self.workshop.inspector.check, path, plan, part)
+            return await asyncio.to_thread(self.workshop.check_update, path, plan, part)
 
     async def decode_update(
         self, path: Path, update: Update, plan: RoundPlan

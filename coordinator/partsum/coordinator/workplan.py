@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from partsum.coordinator.base import Base
 from partsum.coordinator.cost import part_cost, parts_share
 from partsum.coordinator.planner import Ranking, equal_fractions, measured_fractions, plan_parts
+from partsum.coordinator.planner.sweep import cells
 from partsum.shared.config import PartsConfig, RunConfig
 from partsum.shared.messages import NodeProfile
 from partsum.shared.part import WHOLE
@@ -30,6 +31,9 @@ def make_workplan(
     config: RunConfig, base: Base, train: Samples, profiles: Mapping[str, NodeProfile]
 ) -> Workplan:
     """The work plan for these nodes; with none known, widths are as given or equal."""
+    if config.parts.is_study:
+        shares = tuple(cell.keep for cell in cells(config.study))
+        return Workplan(shares, ("",) * len(shares), 1.0)
     fractions, holders = _fractions(config.parts, profiles)
     return Workplan(fractions, holders, _share(config, base, train, fractions))
 

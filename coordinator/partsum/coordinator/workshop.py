@@ -17,6 +17,7 @@ from typing import Any
 from partsum.coordinator.aggregate import Aggregator
 from partsum.coordinator.base import Base
 from partsum.coordinator.clock import Stages
+from partsum.coordinator.cohort import Change
 from partsum.coordinator.copies import CopyMerger
 from partsum.coordinator.cutter import Cutter, base_name
 from partsum.coordinator.decoder import Decoder
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 class Workshop:
     """Works on one run's store."""
 
+    _cutter: type[Cutter] = Cutter
+
     def __init__(
         self, config: RunConfig, store: Store, base: Base, train: Samples, validation: Samples
     ) -> None:
@@ -56,7 +59,7 @@ class Workshop:
         self.train = train
         self.validation = validation
         self.block = config.parts.is_block
-        self.cutter = Cutter(config, store, base, train)
+        self.cutter = self._cutter(config, store, base, train)
         self.inspector = Inspector(config, store, base, self.cutter)
         self.decoder = Decoder(config, self.cutter, self.inspector)
         self.aggregator = Aggregator(config, store, base, self.inspector)
@@ -74,6 +77,10 @@ class Workshop:
             return int(size + 8 * sum(t.numel() for t in self.base.shape.state_dict().values()))
         travels = 3 if self.config.parts.moments == "travel" else 1  # two moments a weight
         return travels * size
+
+    def check_update(self, path: Path, plan: RoundPlan, part: int) -> Change:
+        """How far an update lies from its start. Raises UpdateRefusedError: it does not fit."""
+        return self.inspector.check(path, plan, part)
 
     # -- merging ----------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from partsum.shared.config.relevance import RelevanceConfig
 from partsum.shared.config.run import RunConfig
 from partsum.shared.config.section import Section
 from partsum.shared.config.start import StartConfig
+from partsum.shared.config.study import StudyConfig
 from partsum.shared.config.text import load_config, parse_config
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
 from partsum.shared.config.wire import WireConfig
@@ -33,6 +34,7 @@ __all__ = [
     "Section",
     "ServerConfig",
     "StartConfig",
+    "StudyConfig",
     "TaskConfig",
     "TrainingConfig",
     "WireConfig",

@@ -228,3 +228,30 @@ def check_relevance(relevance: RelevanceConfig, parts: PartsConfig) -> None:
     for why, refused in wrong.items():
         if refused:
             raise ValueError(f'parts.planner = "relevance" {why}')
+
+
+def check_study(
+    parts: PartsConfig,
+    merge: MergeConfig,
+    outer: OuterConfig,
+    wire: WireConfig,
+    privacy: PrivacyConfig,
+    handoff: HandoffConfig,
+) -> None:
+    """Raise ValueError where a study, which makes no base of its parts, is asked to."""
+    if not parts.is_study:
+        return
+    wrong = {
+        "handoff.enabled": handoff.enabled,
+        "merge": (merge.rule, merge.norm_bound) != ("mean", 0.0),
+        "outer": outer != OuterConfig(),
+        "wire": wire != WireConfig(),
+        "privacy": privacy != PrivacyConfig(),
+        "parts.aggregate": parts.aggregate != "weights",
+    }
+    for name, meant in wrong.items():
+        if meant:
+            raise ValueError(
+                f'parts.planner = "study" makes no base of its parts, so {name} means nothing to '
+                "it. Leave the planner to `partsum study`, which sets what a study needs"
+            )

@@ -15,12 +15,14 @@ from partsum.shared.config.fit import (
     check_relevance,
     check_secrecy,
     check_start,
+    check_study,
     check_wire,
 )
 from partsum.shared.config.outer import OuterConfig
 from partsum.shared.config.relevance import RelevanceConfig
 from partsum.shared.config.section import Section
 from partsum.shared.config.start import StartConfig
+from partsum.shared.config.study import StudyConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
 from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import (
@@ -58,6 +60,7 @@ class RunConfig(Section):
     outer: OuterConfig = OuterConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     handoff: HandoffConfig = HandoffConfig()
+    study: StudyConfig = StudyConfig()
     server: ServerConfig = ServerConfig()
 
     @model_validator(mode="after")
@@ -77,4 +80,5 @@ class RunConfig(Section):
         check_secrecy(self.privacy, self.merge, self.parts, self.rounds)
         check_wire(self.wire, self.parts, self.privacy)
         check_ahead(self.training, self.parts, self.wire, self.deterministic)
+        check_study(self.parts, self.merge, self.outer, self.wire, self.privacy, self.handoff)
         return self

@@ -36,10 +36,10 @@ class DataConfig(Section):
 class PartsConfig(Section):
     """How the base is cut, and the rounds of the parts phase."""
 
-    planner: Literal["complement", "relevance", "full"] = "complement"
+    planner: Literal["complement", "relevance", "full", "study"] = "complement"
     """complement: disjoint parts that cover the width; relevance: parts that share the strongest
     units, or each get their share of them, see [relevance]; full: federated averaging of the
-    base."""
+    base; study: the models of [study], which nobody merges (`partsum study` sets it)."""
     mode: Literal["block", "residual", "copies"] = "block"
     """block: slice every width axis, once and for all; residual: slice hidden axes, re-drawn each
     round; copies: slice as in block, but all nodes train the first slice on their own data and
@@ -102,6 +102,11 @@ class PartsConfig(Section):
     def is_block(self) -> bool:
         """Whether every width axis is sliced, once and for all, and each slice is a part."""
         return self.planner == "complement" and self.mode == "block"
+
+    @property
+    def is_study(self) -> bool:
+        """Whether parts are small models of their own, to be compared and not merged."""
+        return self.planner == "study"
 
     @property
     def is_copies(self) -> bool:
