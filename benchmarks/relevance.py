@@ -47,8 +47,6 @@ KEEP = 0.25
 NODES, ROUNDS = 4, 8
 SEEDS, QUICK_SEEDS = 3, 1
 LESSON = Lesson(10, 128, 2e-3, (0.9, 0.99), 0.01, 0.01, 0.3, "float32", 0)
-TUNING = 0.5
-"""Times the learning rate, for training on what is left: it begins anew from a trained model."""
 
 
 @dataclass
@@ -85,10 +83,9 @@ class Bench:
         return model
 
 
-def lesson(epochs: float, seed: int, tuning: bool = False) -> Lesson:
-    """As all models here are trained, beginning anew or going on."""
-    rate = LESSON.learning_rate * (TUNING if tuning else 1.0)
-    return replace(LESSON, epochs=epochs, seed=seed, learning_rate=rate)
+def lesson(epochs: float, seed: int) -> Lesson:
+    """As all models here are trained, from the start or from what another lesson left."""
+    return replace(LESSON, epochs=epochs, seed=seed)
 
 
 def weights(bench: Bench, seed: int, epochs: int, more: int) -> None:
@@ -104,7 +101,7 @@ def weights(bench: Bench, seed: int, epochs: int, more: int) -> None:
     bench.note("noise", 1 - kept / sum(mask.numel() for mask in keep.values()))
     pruned = without_ard(ard, THRESHOLD)
     bench.note("pruned", bench.accuracy(pruned))
-    tuned = bench.trained(pruned, lesson(more, seed, tuning=True), keep)
+    tuned = bench.trained(pruned, lesson(more, seed), keep)
     bench.note("tuned", bench.accuracy(tuned))
 
 
@@ -193,7 +190,7 @@ def once(experiment: str, bench: Bench, seed: int, widths: Sequence[int], quick:
     """One seed of one experiment."""
     match experiment:
         case "weights":
-            weights(bench, seed, *((1, 1) if quick else (10, 5)))
+            weights(bench, seed, *((1, 1) if quick else (10, 10)))
         case "units":
             units(bench, seed, *((0.5, 1) if quick else (2, 3)))
         case "rounds":
