@@ -15,10 +15,11 @@ from partsum.coordinator.merge import AVERAGE, Contribution, Tensors, merge_stat
 from partsum.coordinator.overlap import Overlap
 from partsum.coordinator.planner.complement import residual_parts
 from partsum.coordinator.planner.relevance import Ranking, relevance_parts
+from partsum.shared.errors import WidthError
 from partsum.shared.part import Part, cut_module, cut_tensors
 from partsum.shared.tasks.mlp import Mlp
 from partsum.shared.tasks.transformer import Vit
-from partsum.shared.width import ScaledLinear, find_widths
+from partsum.shared.width import ScaledLinear, Slot, WidthGroup, Widths, find_widths
 
 
 def convolutional() -> nn.Module:
@@ -159,3 +160,17 @@ def test_parts_that_share_nothing_are_left_alone() -> None:
     share = Contribution(parts[0], Tensors(tensors), 1.0)
     assert overlap.to_base(share) is share
     assert all(overlap.to_part(tensors, parts[0])[key] is tensors[key] for key in tensors)
+
+
+def test_shared_units_that_a_layer_of_experts_adds_up_are_refused() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_up_proj = nn.Parameter(torch.zeros(2, 8, 3))
+            self.down_proj = nn.Parameter(torch.zeros(2, 3, 4))
+
+    slots = (Slot("gate_up_proj", 1, offsets=(0, 4)), Slot("down_proj", 2))
+    widths = Widths((WidthGroup("hidden", 4, "hidden", slots),))
+    Overlap(Experts(), widths, [Part({"hidden": (0, 1)}), Part({"hidden": (2, 3)})])
+    with pytest.raises(WidthError, match=r"set relevance.shared = 0"):
+        Overlap(Experts(), widths, [Part({"hidden": (0, 1)}), Part({"hidden": (0, 3)})])

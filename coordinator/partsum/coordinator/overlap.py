@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from partsum.coordinator.contribution import Contribution, Readable, rows_of
 from partsum.coordinator.relevance.layers import layer_kind
+from partsum.shared.errors import WidthError
 from partsum.shared.part import Part
 from partsum.shared.width import Slot, WidthGroup, Widths
+from partsum.shared.width.scaled import readers
 
 
 class Overlap:
@@ -25,16 +27,17 @@ class Overlap:
 
     Where no unit is held twice, cut and merge are left as they are, to the bit. Elsewhere a cut
     that is merged again is the base to rounding, and to the bit for counts that are powers of two.
+    Raises WidthError where a shared unit is added up by a layer of an unknown kind.
     """
 
     def __init__(self, model: nn.Module, widths: Widths, parts: Sequence[Part]) -> None:
         self._model = model
-        self._readers = {
-            slot.tensor: (slot, group.name, counts)
-            for group in widths.groups
-            if (counts := _counts(group, parts)) is not None
-            for slot in scaled_readers(model, widths, group)
-        }
+        self._readers = {}
+        for group in widths.groups:
+            if (counts := _counts(group, parts)) is not None:
+                found = scaled_readers(model, widths, group)
+                _check_readers(model, group, found)
+                self._readers |= {slot.tensor: (slot, group.name, counts) for slot in found}
 
     def to_part(self, tensors: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:
         """A part's tensors as they were cut from the base -> as the part has them."""
@@ -92,6 +95,18 @@ def scaled_readers(model: nn.Module, widths: Widths, group: WidthGroup) -> list[
             if kind is not None and kind.reads == slot.dim:
                 found.append(slot)
     return found
+
+
+def _check_readers(model: nn.Module, group: WidthGroup, known: Sequence[Slot]) -> None:
+    """Raise WidthError where a group is added up by a layer whose weights cannot be told apart."""
+    unknown = set(readers(model, [group])) - {slot.tensor.rpartition(".")[0] for slot in known}
+    if unknown:
+        path = sorted(unknown)[0]
+        raise WidthError(
+            f"units of width group {group.name!r} cannot be shared by several parts: {path} "
+            f"({type(model.get_submodule(path)).__name__}) adds them up, and cannot let one of them "
+            "count more than once; set relevance.shared = 0"
+        )
 
 
 def _counts(group: WidthGroup, parts: Sequence[Part]) -> Tensor | None:
