@@ -32,7 +32,7 @@ class Overlap:
 
     def __init__(self, model: nn.Module, widths: Widths, parts: Sequence[Part]) -> None:
         self._model = model
-        self._readers = {}
+        self._readers: dict[str, tuple[Slot, str, Tensor]] = {}
         for group in widths.groups:
             if (counts := _counts(group, parts)) is not None:
                 found = scaled_readers(model, widths, group)
@@ -104,8 +104,8 @@ def _check_readers(model: nn.Module, group: WidthGroup, known: Sequence[Slot]) -
         path = sorted(unknown)[0]
         raise WidthError(
             f"units of width group {group.name!r} cannot be shared by several parts: {path} "
-            f"({type(model.get_submodule(path)).__name__}) adds them up, and cannot let one of them "
-            "count more than once; set relevance.shared = 0"
+            f"({type(model.get_submodule(path)).__name__}) adds them up, and cannot let one "
+            "of them count more than once; set relevance.shared = 0"
         )
 
 
