@@ -15,6 +15,7 @@ _LABELS = {
 }
 _STRONG = ("parts", "dp_small", "dp_tiny", "dp_large")
 _DPI = 110
+_COLORS = 10  # that matplotlib has of its own; then lines are broken
 
 
 def draw(comparisons: Sequence[tuple[Comparison, str]], path: Path) -> None:
@@ -48,7 +49,8 @@ def _panel(place: Any, compared: Comparison, by: str, axis: Axis) -> None:
         place.plot(
             costs,
             values,
-            color=f"C{number}",
+            color=f"C{number % _COLORS}",
+            linestyle="-" if number < _COLORS else "--",
             marker="o" if strong else ".",
             markersize=4,
             linewidth=2.2 if strong else 1.0,

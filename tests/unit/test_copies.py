@@ -28,7 +28,7 @@ from partsum.shared.messages import Update
 from partsum.shared.part import cut_module, fresh_module
 from partsum.shared.task import Task
 from partsum.shared.tensors import load_tensors, save_tensors
-from partsum.shared.width import find_widths
+from partsum.shared.width import ScaledLinear, find_widths
 
 
 def model() -> nn.Module:
@@ -123,14 +123,16 @@ TASK = Task(model, samples, samples, nn.functional.cross_entropy)
 PLAN = Workplan((0.5, 0.5), ("", ""), 0.25)
 
 
-def play(folder: Path, forget: bool) -> dict[str, Tensor]:
-    """Two rounds; where ``forget`` the second's starts are lost, as by a restart."""
+def play(
+    folder: Path, forget: bool, task: Task = TASK, rounds: int = 2, step: float = 0.01
+) -> dict[str, Tensor]:
+    """Rounds of two nodes, which add ``step``; with ``forget`` starts are lost, as by a restart."""
     config: RunConfig = parse_config("parts = { mode = 'copies', count = 2, rounds = 2 }")
     with closing(Store(folder)) as store:
-        shop = Workshop(config, store, Base(TASK, torch.device("cpu")), samples(), samples())
+        shop = Workshop(config, store, Base(task, torch.device("cpu")), samples(), samples())
         shop.first_base.write()
         write_clusters(store.folder / "clusters", [np.arange(0, 16, 2), np.arange(1, 16, 2)])
-        for round in range(2):
+        for round in range(rounds):
             plan = shop.cutter.plan_round(PLAN, round)
             store.open_round(plan, at=0.0)
             assert plan.parts[0].part == plan.parts[1].part
@@ -142,7 +144,7 @@ def play(folder: Path, forget: bool) -> dict[str, Tensor]:
             for k, planned in enumerate(plan.parts):
                 assert planned.start is not None
                 state = load_tensors(shop.cutter.blob_paths(plan)[planned.start.digest])
-                moved = {name: t + 0.01 * (k + 1) for name, t in state.items()}
+                moved = {name: t + step * (k + 1) for name, t in state.items()}
                 path = shop.update_path(round, k)
                 digest = save_tensors(path, moved, durable=False)
                 shop.inspector.check(path, plan, k)
@@ -172,3 +174,20 @@ def test_a_slice_of_one_unit_gets_no_noise_where_its_spread_is_none() -> None:
     merger = CopyMerger(Merger(widths, [share], AVERAGE), widths, slices, 7)
     for name, old in thin.state_dict().items():
         assert merger.merge(name, old).isfinite().all(), name
+
+
+def test_units_that_all_nodes_hold_count_once_in_each_copy_also_behind_a_scale(
+    tmp_path: Path,
+) -> None:
+    def scaled() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), ScaledLinear(8, 4), nn.Linear(4, 3))
+
+    task = Task(scaled, samples, samples, nn.functional.cross_entropy)
+    merged = scaled()
+    merged.load_state_dict(play(tmp_path, False, task, rounds=1, step=0.0))
+    widths = find_widths(merged)
+    assert widths.scales
+    narrow = cut_module(merged, widths, equal_slices(widths, 2)[0])
+    fresh_module(narrow, 0)  # as the nodes' first start is drawn
+    inputs, _ = samples().tensors
+    torch.testing.assert_close(merged(inputs), narrow(inputs), atol=1e-5, rtol=1e-5)

@@ -59,7 +59,9 @@ class Aggregator:
         rule, hostile = self.config.merge.rule, self.config.merge.hostile
         if self.config.privacy.noise_multiplier:
             return self._private(plan, shares, files)
-        overlap = Overlap(self.base.shape, self.base.widths, [p.part for p in plan.parts])
+        # In mode copies all nodes hold the same units, and each counts in every copy.
+        parts = [p.part for p in plan.parts] if self.config.parts.is_residual else []
+        overlap = Overlap(self.base.shape, self.base.widths, parts)
         if rule == "norm_clip":  # which measures by a part's start, so before units count
             shares = self._clipped(plan, shares, self._limit(plan, shares), files)
         shares = {k: overlap.to_base(share) for k, share in shares.items()}
