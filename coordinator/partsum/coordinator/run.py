@@ -18,12 +18,14 @@ from partsum.coordinator.clusters import make_clusters
 from partsum.coordinator.cohort import Change
 from partsum.coordinator.cutter import blob_of
 from partsum.coordinator.folder import DEEPSPEED_COPY
+from partsum.coordinator.gate_certificate import certify_gates
 from partsum.coordinator.handoff import HandoffProgress
 from partsum.coordinator.handoff_config import deepspeed_settings
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.planner import equal_fractions
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.recovery import Recovery
+from partsum.coordinator.search import used_gates
 from partsum.coordinator.store import Store
 from partsum.coordinator.workplan import Workplan, make_workplan
 from partsum.coordinator.workshop import Workshop
@@ -41,6 +43,7 @@ from partsum.shared.task import (
     data_digest,
     load_samples,
     load_task,
+    num_samples,
     task_digest,
 )
 
@@ -117,9 +120,12 @@ class Run:
             parts = self.workshop.cutter.slices(trial)
             grouped = self.workshop.block or self.config.parts.is_copies
             certify(self.base, parts, grouped, self.validation)
+            certify_gates(self.base, used_gates(self.config, self.base), self.validation)
         recovery.recover_clusters(self._make_clusters)
 
     def _make_clusters(self) -> list[np.ndarray]:
+        if len(self.workshop.cutter.cluster_paths()) == 1:
+            return [np.arange(num_samples(self.train))]
         shares = equal_fractions(self.config.parts.count)
         return make_clusters(self.config.data, self.task, self.train, shares, self.config.seed)
 

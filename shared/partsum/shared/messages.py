@@ -21,15 +21,22 @@ Encoding = Literal["float32", "bfloat16", "int8"]
 
 @dataclass(frozen=True)
 class Part:
-    """For each width group that is cut, the sorted units that are kept.
+    """For each width group that is cut, the sorted units that are kept; for each gate, on or off.
 
-    A group that is not named is kept whole; the part of no groups is the base itself.
+    A group that is not named is kept whole and a gate that is not named is on; the part of neither
+    is the base itself.
     """
 
-    units: Mapping[str, tuple[int, ...]]
+    units: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    gates: Mapping[str, bool] = field(default_factory=dict)
 
     def __hash__(self) -> int:
-        return hash(tuple(sorted(self.units.items())))
+        return hash((tuple(sorted(self.units.items())), self.off))
+
+    @property
+    def off(self) -> tuple[str, ...]:
+        """The names of the gates that are off, sorted."""
+        return tuple(sorted(name for name, on in self.gates.items() if not on))
 
     def fraction(self, widths: Widths) -> float:
         """The mean share of units kept over the groups that are cut; 1 for the whole base."""

@@ -69,22 +69,25 @@ def _ranges(units: Iterable[int]) -> pb.UnitRanges:
 
 def part_to_wire(part: Part) -> pb.Part:
     """A Part as protobuf."""
-    return pb.Part(units={name: _ranges(units) for name, units in part.units.items()})
+    units = {name: _ranges(units) for name, units in part.units.items()}
+    return pb.Part(units=units, gates=part.gates)
 
 
 def part_from_wire(part: pb.Part) -> Part:
-    """Raises WireError where ranges are empty, overlap or are out of order, or are too many.
+    """Raises WireError where ranges are empty, overlap or are out of order, or all are too many.
 
-    All are counted before the first is written out: a message of 60 B can name 16 million units.
+    Units are counted before the first is written out: a message of 60 B can name 16 million.
     """
     limits.within(len(part.units), 0, limits.GROUPS, "the number of a part's width groups")
     total = sum(_count_units(name, ranges) for name, ranges in part.units.items())
     limits.within(total, 0, limits.UNITS, "the number of a part's units")
+    limits.within(len(part.gates), 0, limits.GATES, "the number of a part's gates")
     return Part(
-        {
+        units={
             name: tuple(u for s, e in zip(r.starts, r.ends, strict=True) for u in range(s, e))
             for name, r in part.units.items()
-        }
+        },
+        gates={limits.short(name, "a gate's name"): on for name, on in part.gates.items()},
     )
 
 

@@ -399,15 +399,37 @@ class Part(google.protobuf.message.Message):
         def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
         def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
+    @typing.final
+    class GatesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.bool
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.bool = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     UNITS_FIELD_NUMBER: builtins.int
+    GATES_FIELD_NUMBER: builtins.int
     @property
     def units(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___UnitRanges]: ...
+    @property
+    def gates(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.bool]:
+        """a gate that is not named is on"""
+
     def __init__(
         self,
         *,
         units: collections.abc.Mapping[builtins.str, Global___UnitRanges] | None = ...,
+        gates: collections.abc.Mapping[builtins.str, builtins.bool] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["units", b"units"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gates", b"gates", "units", b"units"]) -> None: ...
 
 Global___Part: typing_extensions.TypeAlias = Part
 
