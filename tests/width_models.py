@@ -230,6 +230,25 @@ MODELS: dict[str, Kind] = {
 }
 
 
+def _neox() -> nn.Module:
+    config = hf.GPTNeoXConfig(
+        vocab_size=TOKENS,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        max_position_embeddings=16,
+        bos_token_id=None,
+        eos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    return Logits(hf.GPTNeoXForCausalLM(config))
+
+
+ADDED = {"gpt-neox": Kind(_neox, {"mlp.hidden": 48}, block=False)}
+"""Kinds of which some layers have no rule."""
+
+
 def scaled(kind: str) -> nn.Module:
     """A model that mode residual can merge."""
     return with_scales(MODELS[kind].make())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from rich.table import Table
 from partsum.coordinator.advice import advise
 from partsum.coordinator.base import Base
 from partsum.coordinator.cost import Cost, part_cost, parts_share
-from partsum.coordinator.figures import bytes_text, count_text
+from partsum.coordinator.figures import bytes_text, count_text, names_text
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.planner import equal_fractions, plan_parts, plan_slices
 from partsum.coordinator.privacy import check_model, epsilon_of
@@ -87,6 +88,27 @@ def _times(count: float, what: str) -> str:
     return f"{count:g} {what}{'' if count == 1 else 's'}"
 
 
+def _depth(base: Base, part: Part) -> Iterator[str]:
+    """How deep the parts are cut: which groups, and what every node holds whole."""
+    cut = [group for group in base.widths.groups if group.name in part.units]
+    whole = base.shape.state_dict().keys() - {slot.tensor for g in cut for slot in g.slots}
+    whole -= set(base.widths.scales)
+    if not cut:
+        yield "depth: nothing is cut"
+        return
+    stream = {group.name for group in base.widths.groups if group.depth == "stream"}
+    if stream & part.units.keys():
+        yield "depth: every axis, the stream too"
+    elif stream or base.widths.block_refusal:
+        yield "depth: hidden axes; what connects the layers is whole in every part"
+    else:
+        yield "depth: every axis, all of them hidden"
+    yield f"width groups: {names_text(f'{group.name} ({group.units})' for group in cut)}"
+    yield f"not cut: {names_text(sorted(whole))}"
+    if base.widths.block_refusal:
+        yield f"mode block cannot cut this model: {base.widths.block_refusal}"
+
+
 def _print(
     config: RunConfig,
     base: Base,
@@ -131,14 +153,10 @@ def _print(
         style="dim",
     )
     console.print(table)
-    shared = base.shape.state_dict().keys() - {
-        s.tensor for g in base.widths.groups for s in g.slots
-    }
-    groups = ", ".join(f"{group.name} ({group.units})" for group in base.widths.groups)
     for sentence in advise(config):
         console.print(f"warning: {sentence}", style="yellow")
-    console.print(f"width groups: {groups}")
-    console.print(f"not cut: {', '.join(sorted(shared)) or 'nothing'}")
+    for sentence in _depth(base, parts[0]):
+        console.print(sentence)
     share = figures["parts_share"]
     assert isinstance(share, float)
     if config.handoff.enabled:

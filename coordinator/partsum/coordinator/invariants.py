@@ -132,7 +132,14 @@ def _certify_merge(
     narrow = [base.part_model(share.part, share.tensors) for share in shares]
     whole.load_state_dict(merge_state(state, shares, base.widths, BLOCK))
     total = sum(share.weight for share in shares)
-    assert_mean_of_parts(whole, narrow, [share.weight / total for share in shares], inputs)
+    try:
+        assert_mean_of_parts(whole, narrow, [share.weight / total for share in shares], inputs)
+    except WidthError as error:
+        raise WidthError(
+            f"{error}. Its readouts, {', '.join(base.widths.readouts) or 'none'}, do not weigh its "
+            "output, or a part of it reads more than its slice. A head that is tied to the "
+            'embeddings may have to be untied; mode = "residual" needs no readout (docs/widths.md)'
+        ) from error
 
 
 def noisy_model(task: Task) -> nn.Module:

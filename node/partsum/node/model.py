@@ -49,7 +49,7 @@ def build_part(
         narrow = cut_module(base, widths, part)
         if start is not None and _is_all_state(narrow):
             narrow = emptied(narrow, "cpu")
-        elif all(_can_reset(module) for module in narrow.modules()):
+        elif _can_fill(narrow):
             narrow = fresh_module(emptied(narrow, "cpu"), seed)
         else:
             base = None
@@ -93,12 +93,19 @@ def _for_real(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
         return make_model()
 
 
-def _can_reset(module: nn.Module) -> bool:
-    """Whether ``reset_parameters`` fills all tensors that the module itself keeps."""
+def _can_fill(module: nn.Module) -> bool:
+    """Whether `fresh_module` fills all tensors that the module and those in it keep.
+
+    Hugging Face's ``init_weights`` fills everything below: their own loading builds on the meta
+    device too, and has nothing else to fill what a checkpoint does not hold.
+    """
+    if any(isinstance(v, Tensor) for m in module.modules() for v in vars(m).values()):
+        return False  # a tensor of neither kind: nothing but __init__ can fill it
+    if hasattr(module, "init_weights") and hasattr(module, "_init_weights"):
+        return True
     own = [*module._parameters.values(), *module._buffers.values()]
-    if any(isinstance(value, Tensor) for value in vars(module).values()):
-        return False  # a tensor that is neither: nothing but __init__ can fill it
-    return hasattr(module, "reset_parameters") or not any(t is not None for t in own)
+    resets = hasattr(module, "reset_parameters") or not any(t is not None for t in own)
+    return resets and all(map(_can_fill, module.children()))
 
 
 def _is_all_state(module: nn.Module) -> bool:

@@ -85,7 +85,8 @@ def widths_by_rules(model: nn.Module) -> Widths:
             refusals.append(refusal)
         else:
             if widths is not None:
-                return widths
+                scales = widths.scales or scales_of(model, widths.groups)
+                return replace(widths, scales=scales)
     raise refusals[0]
 
 
@@ -116,7 +117,6 @@ def _by_modules(model: nn.Module) -> Widths | None:
     return Widths(
         groups=tuple(groups),
         readouts=stream.readouts,
-        scales=scales_of(model, hidden),
         left_out=tuple(_all_left_out(model, groups, left_out, stream)),
         block_refusal=stream.refusal,
     )

@@ -50,7 +50,8 @@ def find_stream(
         if _is_readout(module, path, width, claimed):
             heads.append(path)
     tensors = frozenset(slot.tensor for slot in axis.slots)
-    whole = _whole(model, tensors | {name for name, _ in claimed}) - {f"{p}.bias" for p in heads}
+    outputs = {name for path in heads for name in _same(model, f"{path}.bias")}
+    whole = _whole(model, tensors | outputs | {name for name, _ in claimed})
     refusal = _refusal(sizes, heads, left_out, whole)
     if refusal:
         return Stream(None, (), tensors, refusal)
@@ -69,7 +70,7 @@ def _refusal(
     if not heads:
         return "no layer reads the stream out: the model's output is the stream itself"
     if len(heads) > 1:
-        several = ", ".join(heads)
+        several = ", ".join(heads[:3]) + (f" and {len(heads) - 3} more" if heads[3:] else "")
         return f"several layers read the stream, of which no rule knows the output: {several}"
     if whole:
         return f"{min(whole)} stays whole, and every part reads and trains all of it"
@@ -135,10 +136,9 @@ def _readouts(model: nn.Module, head: str) -> tuple[str, ...]:
     To weigh what a linear head reads is to weigh what it says. The norm before it is the last one
     outside of the numbered blocks.
     """
-    weight = f"{head}.weight"
-    same = next((names for names in tied_names(model) if weight in names), (weight,))
+    same = _same(model, f"{head}.weight")
     if len(same) == 1:
-        return (weight,)
+        return same
     norms = [
         (path, module)
         for path, module in model.named_modules()
@@ -148,3 +148,8 @@ def _readouts(model: nn.Module, head: str) -> tuple[str, ...]:
         return same
     path, norm = norms[-1]
     return tuple(f"{path}.{name}" for name, _ in norm.named_parameters(recurse=False))
+
+
+def _same(model: nn.Module, name: str) -> tuple[str, ...]:
+    """All names of a tensor."""
+    return next((names for names in tied_names(model) if name in names), (name,))
