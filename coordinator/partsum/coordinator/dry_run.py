@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,9 +15,11 @@ from partsum.coordinator.advice import advise
 from partsum.coordinator.base import Base
 from partsum.coordinator.cost import Cost, part_cost, parts_share
 from partsum.coordinator.figures import bytes_text, count_text, names_text
+from partsum.coordinator.gate_certificate import certify_gates
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.planner import equal_fractions, plan_parts, plan_slices
 from partsum.coordinator.privacy import check_model, epsilon_of
+from partsum.coordinator.search_plan import show_search_plan
 from partsum.shared.config import RunConfig, load_config
 from partsum.shared.errors import EXIT_OK
 from partsum.shared.messages import TaskSpec
@@ -31,16 +34,20 @@ def show_plan(path: Path, as_json: bool) -> int:
     train = load_samples(task.train, "training")
     validation = load_samples(task.validation, "validation")
     base = Base(task, torch.device("cpu"))
-    given = config.parts.fractions
+    if config.parts.is_search:
+        return show_search_plan(config, base, task, train, validation, as_json)
+    given, off = config.parts.fractions, config.gates.off
     fractions = given if isinstance(given, list) else equal_fractions(config.parts.count)
-    parts = plan_parts(config.parts, base.widths, fractions, config.seed, 0)
+    certify_gates(base, off, validation)
+    parts = plan_parts(config.parts, base.widths, fractions, config.seed, 0, off)
     slices = plan_slices(config.parts, base.widths, fractions, config.seed)
     certify(base, slices, config.parts.is_block or config.parts.is_copies, validation)
     if config.privacy.noise_multiplier:
         check_model(base.shape)
     batch = config.training.batch_size
     costs = [part_cost(base.shape, base.widths, p, task, train, batch) for p in parts]
-    whole = part_cost(base.shape, base.widths, WHOLE, task, train, config.handoff.batch_size)
+    structure = replace(WHOLE, gates=parts[0].gates)
+    whole = part_cost(base.shape, base.widths, structure, task, train, config.handoff.batch_size)
     total = num_samples(train)
     figures = {
         "samples": total,
@@ -157,6 +164,8 @@ def _print(
         console.print(f"warning: {sentence}", style="yellow")
     for sentence in _depth(base, parts[0]):
         console.print(sentence)
+    if parts[0].off:
+        console.print(f"gates off: {', '.join(parts[0].off)}")
     share = figures["parts_share"]
     assert isinstance(share, float)
     if config.handoff.enabled:

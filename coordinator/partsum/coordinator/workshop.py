@@ -22,6 +22,7 @@ from partsum.coordinator.decoder import Decoder
 from partsum.coordinator.gradients import GradientStep, moments_path
 from partsum.coordinator.inspector import Inspector
 from partsum.coordinator.invariants import assert_merge
+from partsum.coordinator.leaderboard import Leaderboard
 from partsum.coordinator.merge import Contribution, Merging, Tensors, write_merged
 from partsum.coordinator.outer import OuterStep
 from partsum.coordinator.planner.complement import equal_slices
@@ -114,6 +115,10 @@ class Workshop:
             stage_seconds={},
         )
         return result, facts
+
+    def board(self) -> Leaderboard | None:
+        """Of a search over structures, as of the last committed round."""
+        return self.cutter.search.board() if self.cutter.search else None
 
     def rebuild_base(self, round: int) -> str:
         """Merge a committed round of mode block again, from the parts kept of it; the digest."""

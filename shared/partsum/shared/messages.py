@@ -176,6 +176,20 @@ class NodeStatus:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """A structure's place in a search, as an operator sees it."""
+
+    structure: str  # its gates in order, 1 for on
+    round: int  # after which it was scored last, from 1
+    accuracy: float
+    loss: float
+    parameters: int
+    flops: int  # of training, for a sample
+    seconds_per_sample: float  # measured
+    on_front: bool  # none is better and cheaper
+
+
+@dataclass(frozen=True)
 class RunStatus:
     """The run as an operator sees it."""
 
@@ -195,3 +209,4 @@ class RunStatus:
     bytes_received: int
     nodes: tuple[NodeStatus, ...]
     folder: str
+    standings: tuple[Standing, ...] = ()  # of a search over structures, the best first

@@ -258,9 +258,10 @@ def update_from_wire(update: pb.Update) -> m.Update:
 
 def status_to_wire(status: m.RunStatus) -> pb.RunStatus:
     """A RunStatus as protobuf; the field names are the same on both sides."""
-    values = {name: value for name, value in vars(status).items() if name != "nodes"}
+    values = {k: value for k, value in vars(status).items() if k not in {"nodes", "standings"}}
     nodes = [pb.NodeStatus(**vars(node)) for node in status.nodes]
-    return pb.RunStatus(**values, nodes=nodes)
+    standings = [pb.Standing(**vars(one)) for one in status.standings]
+    return pb.RunStatus(**values, nodes=nodes, standings=standings)
 
 
 def status_from_wire(status: pb.RunStatus) -> m.RunStatus:
@@ -269,8 +270,13 @@ def status_from_wire(status: pb.RunStatus) -> m.RunStatus:
         m.NodeStatus(**{name: getattr(node, name) for name in m.NodeStatus.__dataclass_fields__})
         for node in status.nodes
     )
-    fields = (name for name in m.RunStatus.__dataclass_fields__ if name != "nodes")
-    return m.RunStatus(**{name: getattr(status, name) for name in fields}, nodes=nodes)
+    standings = tuple(
+        m.Standing(**{name: getattr(one, name) for name in m.Standing.__dataclass_fields__})
+        for one in status.standings
+    )
+    fields = m.RunStatus.__dataclass_fields__.keys() - {"nodes", "standings"}
+    values = {name: getattr(status, name) for name in fields}
+    return m.RunStatus(**values, nodes=nodes, standings=standings)
 
 
 def chunk_to_wire(offset: int, data: bytes) -> pb.Chunk:
