@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from partsum.coordinator.norms import group_norms
 from partsum.coordinator.planner import equal_fractions, plan_parts
 from partsum.node.model import build_part
 from partsum.shared.config import PartsConfig
-from partsum.shared.errors import WidthError
+from partsum.shared.errors import TaskError, WidthError
 from partsum.shared.part import Part, cut_module, fresh_module, index_map, region
 from partsum.shared.task import Task
 from partsum.shared.width import find_widths, registry, with_scales
@@ -247,6 +248,14 @@ def test_a_wrong_readout_does_not_pass_the_certificate() -> None:
     )
     with pytest.raises(WidthError, match=r"mean of its parts.*do not weigh its output"):
         certify(base, parts_of(base, "block"), True, batch("llama, tied"))
+
+
+def test_a_model_that_returns_no_tensor_is_told_to_be_wrapped() -> None:
+    task = base_of("llama", "block").task
+    unwrapped = replace(task, model=lambda: MODELS["llama"].make().get_submodule("inner"))
+    base = Base(unwrapped, CPU)
+    with pytest.raises(TaskError, match=r"returns CausalLMOutput\w+, and must return a tensor"):
+        certify(base, parts_of(base, "block"), True, batch("llama"))
 
 
 def test_the_rule_that_the_documentation_adds_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,8 @@ def find_stream(
             axis.held_by(name, dim)
         if _is_readout(module, path, width, claimed):
             heads.append(path)
+        if isinstance(module, nn.Transformer):
+            axis.counted_by(path, "d_model")  # compared with the inputs
     tensors = frozenset(slot.tensor for slot in axis.slots)
     outputs = {name for path in heads for name in _same(model, f"{path}.bias")}
     whole = _whole(model, tensors | outputs | {name for name, _ in claimed})
