@@ -44,8 +44,9 @@ class Cutter:
         self.base = base
         self.train = train
         self.block = config.parts.is_block
-        self.full = config.parts.planner == "full"
-        self.alike = self.full or config.parts.is_copies  # all nodes start from one file
+        full = config.parts.planner == "full"
+        self.whole = full and not config.gates.off  # nodes start from the base itself
+        self.alike = full or config.parts.is_copies  # all nodes start from one file
         self.chain = StartChain(store.folder / "bases")
         search = config.parts.is_search
         self.search = Search(config, store, base) if search else None
@@ -119,11 +120,14 @@ class Cutter:
         path = self.store.base_path(base_name(round))
         if self.search is not None:
             return [self._structure_start(part, path, round, k) for k, part in enumerate(parts)]
-        if self.full:
+        if self.whole:
             return [self._full_start(path, round)] * len(parts)
         if self.config.parts.is_copies:
             return [self._slice_start(path, parts[0], round)] * len(parts)
         base = load_tensors(path)
+        if self.alike:
+            cut = cut_tensors(base, self.base.widths, parts[0])
+            return [self._write_start(cut, round, 0)] * len(parts)
         starts: list[Blob | None] = []
         for k, part in enumerate(parts):
             starts.append(self._write_start(cut_tensors(base, self.base.widths, part), round, k))
@@ -208,7 +212,7 @@ class Cutter:
         if self.block:
             kept = self.store.fact("parts") or {}
             return {k: self.store.folder / "parts" / kept[str(k)]["file"] for k in started}
-        if self.full:
+        if self.whole:
             return dict.fromkeys(started, self.store.base_path(plan.base))
         name = f"start-r{plan.round}-p{{}}.safetensors".format
         if self.search is not None:

@@ -73,7 +73,11 @@ def check_structures(
         "no secure aggregation and no noise: what their sums are made of is the whole base": secret,
     }
     if gates.off:
-        _refuse("gates.off needs", shared)
+        own = {
+            'another wire.down than "int8": nodes do not start from the base, whose change that '
+            "would be": wire.down == "int8"
+        }
+        _refuse("gates.off needs", {**shared, **own})
     if parts.planner == "structures":
         more = {
             "gates.off to be empty: the search says which gates are off": bool(gates.off),
