@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from partsum.shared.width.axis import Axis
 from partsum.shared.width.groups import LeftOut, WidthGroup, tied_names
-from partsum.shared.width.layers import inputs_of, is_linear, is_norm, output_dim, outputs_of
+from partsum.shared.width.layers import (
+    inputs_of,
+    is_linear,
+    is_norm,
+    joined,
+    output_dim,
+    outputs_of,
+)
 from partsum.shared.width.multihead import SlicedAttention
 
 NAME = "stream"
@@ -85,7 +92,7 @@ def _open_sizes(model: nn.Module, claimed: set[tuple[str, int]]) -> Iterator[int
         if not is_linear(module) and not isinstance(module, _ATTENTION):
             continue
         for name, matrix in module.named_parameters(recurse=False):
-            cut = [(f"{path}.{name}", dim) in claimed for dim in range(matrix.dim())]
+            cut = [(joined(path, name), dim) in claimed for dim in range(matrix.dim())]
             if matrix.dim() == 2 and sum(cut) == 1:
                 yield matrix.shape[cut.index(False)]
 
@@ -95,7 +102,7 @@ def _ends(
 ) -> Iterator[tuple[str, int]]:
     """The dimensions of the module's own tensors that are the stream, and not yet claimed."""
     for name, tensor in _own(module):
-        full = f"{path}.{name}" if path else name
+        full = joined(path, name)
         for dim in _stream_dims(module, name, tensor):
             if tensor.shape[dim] == width and (full, dim) not in claimed:
                 yield full, dim
