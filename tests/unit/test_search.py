@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from contextlib import closing
 from dataclasses import replace
@@ -20,6 +21,7 @@ from torch.utils.data import TensorDataset
 from partsum.coordinator.base import Base
 from partsum.coordinator.clock import Stages
 from partsum.coordinator.cutter import base_name, write_clusters
+from partsum.coordinator.dry_run import show_plan
 from partsum.coordinator.gate_certificate import certify_gates
 from partsum.coordinator.leaderboard import Candidate, Leaderboard, Score, spearman
 from partsum.coordinator.planner.structures import (
@@ -169,6 +171,11 @@ def test_without_a_metric_the_loss_decides() -> None:
         for bits, loss in (("0", 2.0), ("1", 1.0))
     ]
     assert [one.bits for one in Leaderboard(("a",), tuple(found)).ranked()] == ["1", "0"]
+
+
+def test_structures_may_rank_by_loss_alone() -> None:
+    board = replace(board_of(("00", 1, 0.9, 0.5, 1), ("01", 1, 0.8, 0.3, 2)), by="loss")
+    assert [one.bits for one in board.ranked()] == ["01", "00"]
 
 
 def test_the_front_holds_who_is_best_for_what_it_costs() -> None:
@@ -401,6 +408,25 @@ def test_only_what_a_search_needs_its_nodes_for_waits_for_them() -> None:
 
 def test_the_rungs_are_known_beforehand() -> None:
     assert rung_sizes(config_of(rounds=5, rung_rounds=2), Base(TASK, CPU)) == [8, 8, 4, 4, 2]
+
+
+def test_the_dry_run_shows_rungs_and_costs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(
+        '[task]\nname = "partsum.shared.tasks:digits_vit"\noptions = { width = 16 }\n'
+        '[parts]\nplanner = "structures"\nrounds = 3\n'
+        "[structures]\ncandidates = 16\nkeep = 2\n[handoff]\nenabled = false\n"
+    )
+    assert show_plan(path, as_json=True) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["rounds"] == [16, 8, 4]
+    assert len(said["structures"]) == 16
+    dense, least = (said["structures"][bits]["flops_per_round"] for bits in ("1111", "0000"))
+    assert dense > 5 * least
+    assert show_plan(path, as_json=False) == 0
+    assert "16 structures (all 16); in each round: 16, 8, 4" in capsys.readouterr().out
 
 
 def test_a_model_without_gates_cannot_be_searched() -> None:

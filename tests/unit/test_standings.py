@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 from rich.console import Console, RenderableType
 
@@ -81,6 +82,8 @@ def test_the_summary_compares_each_round_with_the_last() -> None:
 
 def test_the_report_draws_score_against_cost_and_names_are_no_markup() -> None:
     page = structures_section(search_summary(BOARD))
+    assert "Accuracy against cost" in page
+    assert "Loss against cost" in structures_section(search_summary(replace(BOARD, by="loss")))
     assert page.count("<circle") == 4
     assert page.count("<polyline") == 1
     assert "b&lt;" in page

@@ -81,7 +81,7 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
         ),
         base_parameters=whole.parameters,
         part_parameters=_part_parameters(run, plan),
-        part_fractions=tuple((store.fact("workplan") or {}).get("fractions", ())),
+        part_fractions=() if config.parts.is_search else _fractions(run),
         group_units=sizes,
         parts=tuple(part_picture(planned.part) for planned in plan.parts) if plan else (),
         gates_off=tuple(store.fact("structure") or config.gates.off),
@@ -94,6 +94,10 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
         checkpoint=final.name if final.exists() else _newest_base(run),
         report="report.html",
     )
+
+
+def _fractions(run: Run) -> tuple[float, ...]:
+    return tuple((run.store.fact("workplan") or {}).get("fractions", ()))
 
 
 def _newest_base(run: Run) -> str | None:

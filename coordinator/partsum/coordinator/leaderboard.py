@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
+
+By = Literal["metric", "loss"]
+"""What structures are ranked by."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,16 @@ class Score:
     loss: float | None  # None: not finite
     accuracy: float | None  # None: the task has no metric, or the model has diverged
     seconds_per_sample: float  # of training, as the node that did it measured
+
+    def key(self, by: By) -> tuple[float, float]:
+        """Smaller is better: the metric and then the loss, or the loss alone.
+
+        A task without a metric is ranked by its loss.
+        """
+        loss = math.inf if self.loss is None else self.loss
+        if by == "loss" or (self.accuracy is None and self.loss is not None):
+            return 0.0, loss
+        return math.inf if self.accuracy is None else -self.accuracy, loss
 
 
 @dataclass(frozen=True)
@@ -32,16 +46,12 @@ class Candidate:
         """Its newest score."""
         return self.scores[-1] if self.scores else None
 
-    def rank(self) -> tuple[float, ...]:
-        """Smaller is better: who got further, then the metric, the loss, and the size."""
+    def rank(self, by: By) -> tuple[float, ...]:
+        """Smaller is better: who got further, then the score, and the size."""
         last = self.last
         if last is None:
             return (1.0, math.inf, math.inf, float(self.parameters))
-        accuracy = -math.inf if last.accuracy is None else last.accuracy
-        loss = math.inf if last.loss is None else last.loss
-        if last.accuracy is None and last.loss is not None:
-            accuracy = 0.0  # a task without a metric is ranked by its loss
-        return (-float(last.round), -accuracy, loss, float(self.parameters))
+        return (-float(last.round), *last.key(by), float(self.parameters))
 
 
 @dataclass(frozen=True)
@@ -51,10 +61,11 @@ class Leaderboard:
     gates: tuple[str, ...]
     candidates: tuple[Candidate, ...] = ()
     alive: tuple[str, ...] = ()
+    by: By = "metric"
 
     def ranked(self) -> list[Candidate]:
         """The best first. One that missed a round ranks behind all that did not."""
-        return sorted(self.candidates, key=lambda one: (one.rank(), one.bits))
+        return sorted(self.candidates, key=lambda one: (one.rank(self.by), one.bits))
 
     def scored(self, scores: dict[str, Score]) -> Leaderboard:
         """With a round's scores added."""
@@ -86,18 +97,17 @@ class Leaderboard:
 
         Over the structures that have both, where there are at least three.
         """
-        by_round: dict[int, dict[str, tuple[float, ...]]] = {}
+        by_round: dict[int, dict[str, tuple[float, float]]] = {}
         for one in self.candidates:
             for score in one.scores:
-                found = replace(one, scores=(score,)).rank()
-                by_round.setdefault(score.round, {})[one.bits] = found
+                by_round.setdefault(score.round, {})[one.bits] = score.key(self.by)
         last = max(by_round, default=0)
         result: dict[int, float] = {}
         for round in sorted(by_round):
             both = sorted(by_round[round].keys() & by_round[last].keys())
             if round != last and len(both) >= 3:
-                early = [by_round[round][bits][1:3] for bits in both]
-                late = [by_round[last][bits][1:3] for bits in both]
+                early = [by_round[round][bits] for bits in both]
+                late = [by_round[last][bits] for bits in both]
                 result[round] = spearman(early, late)
         return result
 

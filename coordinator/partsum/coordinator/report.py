@@ -240,7 +240,7 @@ def _traffic(summary: Summary) -> str:
 
 
 def _parts(summary: Summary) -> str:
-    if not summary.part_parameters:
+    if not summary.part_parameters or summary.search is not None:
         return ""
     picture = ""
     note = "Every part is the whole base."

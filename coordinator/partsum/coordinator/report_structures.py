@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from partsum.coordinator.figures import count_text, loss_text, share_text
 from partsum.coordinator.report_svg import (
@@ -29,7 +30,7 @@ def structures_section(search: SearchSummary | None) -> str:
     return (
         element("h2", "Structures")
         + element("p", escape(note), class_="note")
-        + _pareto(search.structures)
+        + _pareto(search)
         + _correlations(search)
         + folded(len(search.structures), "structures", _table(search))
     )
@@ -62,43 +63,47 @@ def _correlations(search: SearchSummary) -> str:
     return element("p", escape(text), class_="note")
 
 
-def _pareto(structures: Sequence[StructureSummary]) -> str:
+def _pareto(search: SearchSummary) -> str:
     """Score against FLOPs: the newest round's structures, the front among them as a line."""
-    newest = max((one.rounds for one in structures), default=0)
-    drawn = [one for one in structures if one.rounds == newest and _score(one) is not None]
+    newest = max((one.rounds for one in search.structures), default=0)
+    present = [one for one in search.structures if one.rounds == newest]
+    by_loss = search.by == "loss" or all(one.accuracy is None for one in present)
+    scores = {one.bits: one.loss if by_loss else one.accuracy for one in present}
+    drawn = [
+        _Dot(one, one.flops / 1e6, score)
+        for one in present
+        if (score := scores[one.bits]) is not None
+    ]
     if len(drawn) < 2:
         return ""
-    costs, scores = [one.flops / 1e6 for one in drawn], [_score(one) or 0.0 for one in drawn]
-    across_ticks, up_ticks = (
-        nice_ticks(min(costs), max(costs), 6),
-        nice_ticks(min(scores), max(scores)),
-    )
-    across = Scale(across_ticks[0], across_ticks[-1], _LEFT, _WIDTH - _RIGHT)
-    upward = Scale(up_ticks[0], up_ticks[-1], _BOTTOM, _TOP)
-    is_share = drawn[0].accuracy is not None
+    costs, heights = [dot.cost for dot in drawn], [dot.score for dot in drawn]
+    aside, up = nice_ticks(min(costs), max(costs), 6), nice_ticks(min(heights), max(heights))
+    across = Scale(aside[0], aside[-1], _LEFT, _WIDTH - _RIGHT)
+    bottom, top = (_TOP, _BOTTOM) if by_loss else (_BOTTOM, _TOP)  # the better, the higher
+    upward = Scale(up[0], up[-1], bottom, top)
     parts = [
-        *_axes(across, across_ticks, upward, up_ticks, _share_tick if is_share else _loss_tick),
-        _front([one for one in drawn if one.on_front], across, upward),
-        *(_dot(one, across, upward) for one in drawn),
+        *_axes(across, aside, upward, up, _tick if by_loss else _share_tick),
+        _front([dot for dot in drawn if dot.one.on_front], across, upward),
+        *(_circle(dot, across, upward) for dot in drawn),
     ]
-    what = "Accuracy" if is_share else "Loss, negative,"
+    what = "Loss" if by_loss else "Accuracy"
     return element("h3", f"{what} against cost") + drawing(
         _WIDTH, _BOTTOM + 38, f"{what} of each structure against the FLOPs of training it", parts
     )
 
 
-def _score(one: StructureSummary) -> float | None:
-    """Larger is better."""
-    if one.accuracy is not None:
-        return one.accuracy
-    return None if one.loss is None else -one.loss
+@dataclass(frozen=True)
+class _Dot:
+    one: StructureSummary
+    cost: float  # MFLOP
+    score: float
 
 
 def _share_tick(value: float) -> str:
     return f"{100 * value:.4g} %"
 
 
-def _loss_tick(value: float) -> str:
+def _tick(value: float) -> str:
     return f"{value:.4g}"
 
 
@@ -120,16 +125,17 @@ def _axes(
     return drawn
 
 
-def _front(front: Sequence[StructureSummary], across: Scale, upward: Scale) -> str:
-    places = sorted((one.flops / 1e6, _score(one) or 0.0) for one in front)
+def _front(front: Sequence[_Dot], across: Scale, upward: Scale) -> str:
+    places = sorted((dot.cost, dot.score) for dot in front)
     path = " ".join(f"{across(cost):.1f},{upward(score):.1f}" for cost, score in places)
     return element("polyline", points=path, class_="curve hand")
 
 
-def _dot(one: StructureSummary, across: Scale, upward: Scale) -> str:
-    shown = share_text(one.accuracy) if one.accuracy is not None else loss_text(one.loss)
-    tip = f"{one.bits}: {shown}, {count_text(one.parameters)} parameters"
+def _circle(dot: _Dot, across: Scale, upward: Scale) -> str:
+    one = dot.one
+    scores = f"accuracy {share_text(one.accuracy)}, loss {loss_text(one.loss)}"
+    tip = f"{one.bits}: {scores}, {count_text(one.parameters)} parameters"
     title = element("title", escape(tip))
-    place = {"cx": across(one.flops / 1e6), "cy": upward(_score(one) or 0.0)}
-    style = "hand" if one.on_front else "main"
-    return element("circle", title, r=3.4, class_=f"dot {style}", **place)
+    style = "dot hand" if one.on_front else "dot main"
+    x, y = across(dot.cost), upward(dot.score)
+    return element("circle", title, cx=x, cy=y, r=3.4, class_=style)

@@ -78,7 +78,8 @@ class Search:
     def board(self) -> Leaderboard:
         """As of the last committed round."""
         stored = self.store.fact("search")
-        return _BOARD.validate_python(stored) if stored else Leaderboard(self.gates)
+        fresh = Leaderboard(self.gates, by=self.config.structures.rank)
+        return _BOARD.validate_python(stored) if stored else fresh
 
     def dumped(self, board: Leaderboard) -> object:
         """The leaderboard as the journal holds it."""
@@ -132,13 +133,15 @@ class Search:
         return self.store.folder / "parts" / entry["file"] if entry else None
 
     def fresh_start(self, part: Part, base: Path, round: int) -> dict[str, Tensor]:
-        """What a new structure starts from: its parent's weights, and the base's for the rest."""
+        """What a new structure starts from: its parent's weights, and the base's for the rest.
+
+        A parent that has no weights yet leaves it the base's.
+        """
         state, widths = load_tensors(base), self.base.widths
         lineage = {one.bits: one.parent for one in self.rung(self.board(), round)}
-        if parent := lineage[self.bits(part)]:
-            mother = self.part(parent)
-            path = self.origin(mother)
-            assert path is not None, "a parent was trained"
-            share = Contribution(mother, Tensors(load_tensors(path)), 1.0)
+        name = lineage[self.bits(part)]
+        parent = self.part(name) if name else None
+        if parent is not None and (path := self.origin(parent)) is not None:
+            share = Contribution(parent, Tensors(load_tensors(path)), 1.0)
             state = merge_state(state, [share], widths, AVERAGE)
         return cut_tensors(state, widths, part)

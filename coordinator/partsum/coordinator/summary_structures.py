@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from partsum.coordinator.leaderboard import Candidate, Leaderboard
+from partsum.coordinator.leaderboard import By, Candidate, Leaderboard
 from partsum.coordinator.summary_record import Measured, Record
 
 
@@ -36,6 +36,8 @@ class SearchSummary(Record):
 
     gates: tuple[str, ...]
     """The gates that were searched over, in the order of the structures' bits."""
+    by: By
+    """What they were ranked by: the headline metric, or the loss."""
     structures: tuple[StructureSummary, ...]
     """All that were tried, the best first."""
     correlations: tuple[Measured, ...] = ()
@@ -50,6 +52,7 @@ def search_summary(board: Leaderboard) -> SearchSummary:
     found = board.correlations()
     return SearchSummary(
         gates=board.gates,
+        by=board.by,
         structures=tuple(_structure(one, board, front) for one in board.ranked()),
         correlations=tuple(found.get(round) for round in range(last)),
     )

@@ -241,6 +241,10 @@ def _facts(summary: Summary, folder: Path | None) -> RenderableType:
 
 def _part_sizes(summary: Summary) -> str:
     """Parameters of each part against the base, equal neighbours said once."""
+    if summary.search is not None:
+        sizes = [one.parameters for one in summary.search.structures] or [0]
+        least, most = count_text(min(sizes)), count_text(max(sizes))
+        return f"{len(summary.search.structures)} structures, of {least} to {most} parameters"
     counted = Counter(summary.part_parameters)  # keeps the order of first sight
     return ", ".join(
         f"{times} x {count_text(size)} ({100 * size / max(summary.base_parameters, 1):.3g} % "

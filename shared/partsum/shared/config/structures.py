@@ -41,6 +41,9 @@ class StructuresConfig(Section):
     data: Literal["same", "clusters"] = "same"
     """same: every structure trains on all of the training data; clusters: on one cluster of
     [data], dealt in turn."""
+    rank: Literal["metric", "loss"] = "metric"
+    """What structures are ranked by: the task's headline metric, then the loss; or the loss alone,
+    whose early order agreed better with the last one in all that was measured."""
     validation_samples: Annotated[int, Field(ge=0)] = 0
     """Structures are ranked on this many of the first validation samples; 0: on all."""
     merge: Literal["best", "average"] = "best"
