@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.width_models import MODELS
-from torch import Tensor
+from tests.width_models import MODELS, Classifier, Kind, hf
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from partsum.coordinator.base import Base
@@ -30,10 +30,26 @@ def loss(outputs: Tensor, _targets: Tensor) -> Tensor:
     return outputs.square().mean()
 
 
+def resnet() -> nn.Module:
+    config = hf.ResNetConfig(
+        num_channels=1,
+        embedding_size=8,
+        hidden_sizes=[8, 12],
+        depths=[2, 2],
+        layer_type="basic",
+        num_labels=3,
+    )
+    return Classifier(hf.ResNetForImageClassification(config))
+
+
+OTHERS = {"hugging face's resnet": Kind(resnet, {}, inputs=lambda: torch.randn(3, 1, 32, 32))}
+
+
 def base_of(kind: str) -> tuple[Base, TensorDataset]:
-    inputs = MODELS[kind].inputs()
+    model = {**MODELS, **OTHERS}[kind]
+    inputs = model.inputs()
     samples = TensorDataset(inputs, torch.zeros(len(inputs), dtype=torch.int64))
-    task = Task(MODELS[kind].make, lambda: samples, lambda: samples, loss)
+    task = Task(model.make, lambda: samples, lambda: samples, loss)
     return Base(task, torch.device("cpu")), samples
 
 
@@ -48,6 +64,14 @@ def test_each_branch_of_each_block_is_a_gate_that_is_certified(kind: str) -> Non
     if names:
         part = Part(gates=dict.fromkeys(names, False))
         assert cut_module(base.task.model(), base.widths, part)(samples.tensors[0]).isfinite().all()
+
+
+def test_blocks_of_hugging_faces_resnet_that_neither_stride_nor_widen_are_gates() -> None:
+    base, samples = base_of("hugging face's resnet")
+    names = [gate.name for gate in base.widths.gates]
+    ends = ["stages.0.layers.0", "stages.0.layers.1", "stages.1.layers.1"]
+    assert [name.partition("encoder.")[2] for name in names] == ends
+    certify_gates(base, names, samples)
 
 
 def test_a_table_of_gates_says_what_each_saves() -> None:

@@ -164,6 +164,8 @@ def _print(
         console.print(f"warning: {sentence}", style="yellow")
     for sentence in _depth(base, parts[0]):
         console.print(sentence)
+    if base.widths.gates:
+        console.print(f"gates: {names_text(gate.name for gate in base.widths.gates)}")
     if parts[0].off:
         console.print(f"gates off: {', '.join(parts[0].off)}")
     share = figures["parts_share"]

@@ -47,8 +47,8 @@ def searched_gates(config: RunConfig, base: Base) -> tuple[str, ...]:
         names += [gate.name for gate in partial_gates(base.shape, base.widths, asked.splits)]
     if not names:
         raise WidthError(
-            f'structures.gates = "{asked.gates}", but no rule finds such gates in this model; see '
-            "`partsum inspect`, or let the model say them (docs/structures.md)"
+            f'structures.gates = "{asked.gates}", but no rule finds such gates in this model; let '
+            "the model say them (docs/structures.md)"
         )
     return tuple(names)
 

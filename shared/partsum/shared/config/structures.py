@@ -16,7 +16,7 @@ class GatesConfig(Section):
     """A fixed structure: which of the model's gates are off (docs/structures.md)."""
 
     off: list[str] = Field(default_factory=list)
-    """Gates that are off for the whole run: residual ones by the names that `partsum inspect`
+    """Gates that are off for the whole run: residual ones by the names that `partsum plan`
     lists; GROUP+I/S for the sum after the I-th of S slices that the layer of a width group adds."""
 
 
