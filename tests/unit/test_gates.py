@@ -249,6 +249,48 @@ def test_partial_gates_are_offered_between_linear_layers_and_not_in_attention() 
     assert not torch.allclose(cut_module(model, widths, off)(inputs), model(inputs))
 
 
+class Nested(nn.Module):
+    """A branch within which there is a block of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side = nn.Sequential(nn.Linear(12, 12), ResidualMlp(12, 12, 9, 2, 12))
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.head(inputs + self.side(inputs))
+        return logits
+
+    def structure_gates(self) -> Sequence[Gate]:
+        inner = [f"side.1.blocks.{k}" for k in (0, 1)]
+        return [
+            branch_gate(self, "side", ["side"]),
+            *(
+                branch_gate(self, path, [f"{path}.{n}" for n in ("norm", "up", "down")])
+                for path in inner
+            ),
+        ]
+
+
+def test_a_branch_within_a_branch_goes_with_it() -> None:
+    model = Nested()
+    widths = find_structure(model)
+    inputs = torch.randn(3, 12)
+    off = Part(gates=dict.fromkeys((gate.name for gate in widths.gates), False))
+    cut = cut_module(model, widths, off)
+    assert cut.state_dict().keys() == {"head.weight", "head.bias"}
+    assert torch.equal(cut(inputs), model.head(inputs))
+
+
+def test_sums_of_a_layer_that_left_with_its_branch_are_nobodys() -> None:
+    model = base_of("vit")
+    widths, inputs = find_structure(model), inputs_of(model)
+    branch = {"blocks.0.mlp": False}
+    both = {**branch, "blocks.0.hidden+1/2": False}
+    without, same = (cut_module(model, widths, Part(gates=gates)) for gates in (branch, both))
+    assert torch.equal(without(inputs), same(inputs))
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [

@@ -23,8 +23,11 @@ def close_gates(model: nn.Module, widths: Widths, off: Iterable[str]) -> nn.Modu
 
 
 def close_branches(model: nn.Module, gates: Iterable[Gate]) -> None:
-    """Put what costs nothing where the branches' modules are."""
-    for gate in gates:
+    """Put what costs nothing where the branches' modules are.
+
+    The last gates first: what lies within another branch comes after it in the model's order.
+    """
+    for gate in reversed(list(gates)):
         for skip in gate.skips:
             parent, _, leaf = skip.path.rpartition(".")
             kind = Pass if skip.how == "pass" else Silence

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from partsum.shared.errors import WidthError
 from partsum.shared.width import ScaledLinear, WidthGroup, Widths
-from partsum.shared.width.layers import inputs_of, is_linear, output_dim
+from partsum.shared.width.layers import child, inputs_of, is_linear, output_dim
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,16 @@ class Layers:
 
 
 def layers_of(model: nn.Module, group: WidthGroup) -> Layers | None:
-    """The group's layers, where it lies between linear ones alone; else None."""
+    """The group's layers, where it lies between linear ones alone; else None.
+
+    None too where a closed branch has taken them away.
+    """
     makers: list[str] = []
     readers: list[str] = []
     for slot in group.slots:
         path, _, name = slot.tensor.rpartition(".")
-        module = model.get_submodule(path)
-        if not is_linear(module) or slot.block != 1 or slot.size is not None:
+        module = child(model, path)
+        if module is None or not is_linear(module) or slot.block != 1 or slot.size is not None:
             return None
         if name == "weight":
             (makers if slot.dim == output_dim(module) else readers).append(path)
