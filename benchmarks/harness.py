@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from partsum.coordinator.demo import Demo
+from partsum.coordinator.demo import watched
 from partsum.coordinator.summary import Summary, read_summary
 from partsum.shared.config import RunConfig, parse_config
 from partsum.shared.errors import EXIT_OK, EXIT_STOPPED, PartsumError
@@ -67,7 +67,7 @@ def run(config: Mapping[str, Any], folder: Path, nodes: int) -> tuple[Summary, P
     path = folder / "run.toml"
     path.write_text(text, encoding="utf-8")
     said = io.StringIO()
-    code = asyncio.run(Demo(path, logs, nodes, new=True, console=Console(file=said)).run())
+    code = asyncio.run(watched(path, logs, nodes, new=True, console=Console(file=said)))
     if code == EXIT_STOPPED:
         raise KeyboardInterrupt
     if code != EXIT_OK:

@@ -1,6 +1,6 @@
-"""Outer optimizers and FedProx against plain averaging, on clusters of skewed labels.
+"""Outer steps and FedProx against plain averaging, on clusters of skewed labels.
 
-    python benchmarks/outer.py [--quick] [--json FILE] [--plot FILE]
+    python benchmarks/outer.py [--quick] [--only METHOD ...] [--json FILE] [--plot FILE]
 
 Federated training of an MLP on Fashion-MNIST, really trained; the coordinator's own round machine,
 checks, merge and outer step, and the node's own trainer, in one process without a network. Every
@@ -66,6 +66,25 @@ SHORT: Values = {"learning_rate": 0.003, "betas": [0.5, 0.99]}
 """A first moment that forgets as soon as a momentum of 0.5 does."""
 METHODS = (
     Method("average"),
+    Method(
+        "task arithmetic",
+        {"learning_rate": 1.5},
+        tried=rates(0.5, 2.0),
+    ),
+    Method(
+        "LiNeS",
+        {"layer_scaling": [0.5, 1.0]},
+        tried=(
+            {"layer_scaling": [1.0, 1.5]},
+            {"layer_scaling": [1.0, 2.0]},
+            {"layer_scaling": [0.5, 1.5]},
+        ),
+    ),
+    Method(  # to see whether it is depth that counts
+        "LiNeS turned round",
+        {"layer_scaling": [1.5, 0.5]},
+        tried=({"layer_scaling": [1.5, 1.0]}, {"layer_scaling": [2.0, 1.0]}),
+    ),
     Method(
         "momentum",
         {"optimizer": "momentum"},
@@ -186,13 +205,25 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.legend(fontsize=9)
 
 
+def chosen(names: Sequence[str] | None) -> list[Method]:
+    """The methods of these names after the plain average; all where there is no name."""
+    first, *others = METHODS
+    known = [method.name for method in METHODS]
+    if strange := set(names or ()) - set(known):
+        raise SystemExit(f"no method {', '.join(sorted(strange))}; there are {', '.join(known)}")
+    return [first, *(method for method in others if not names or method.name in names)]
+
+
 def main() -> None:
     """Measure, print, write."""
     flags = parser(__doc__.splitlines()[0] if __doc__ else "")
+    flags.add_argument(
+        "--only", nargs="+", metavar="METHOD", help="average, and the methods of these names"
+    )
     flags.add_argument("--plot", type=Path, metavar="FILE", help="write a picture there")
     options = flags.parse_args()
     began = time.monotonic()
-    rows = [measure(method, options.quick) for method in METHODS]
+    rows = [measure(method, options.quick) for method in chosen(options.only)]
     console = wide_console()
     console.print(table(rows))
     console.print(f"{time.monotonic() - began:.0f} s")

@@ -22,6 +22,9 @@ Make = Callable[..., "Cluster"]
 
 WAYS = {
     "residual": 'mode = "residual"',
+    "parts by relevance": (
+        'planner = "relevance"\nmode = "residual"\n[relevance]\nepochs = 4.0\nscore = "taylor"'
+    ),
     "federated averaging": 'planner = "full"',
     "gradients of residual parts": (
         'mode = "residual"\naggregate = "gradients"\ngradient_batches = 2'
@@ -45,6 +48,9 @@ def test_a_run_learns_whatever_way_it_is_planned_and_merged(make_cluster: Make, 
     assert losses[-1] < losses[0]
     if "gradients" not in way:  # sixty small steps only begin
         assert summary["final_accuracy"] > 0.3
+    if way == "parts by relevance":
+        assert [ranked["shared"] for ranked in summary["ranking"]] == [3]
+        assert "Strong and weak units" in (cluster.run / "report.html").read_text()
     if way == "measured":
         assert sum(summary["part_fractions"]) == pytest.approx(1)
     if way == "federated averaging":
@@ -100,6 +106,7 @@ def test_the_dry_run_tells_the_cost_and_spends_nothing(make_cluster: Make) -> No
     assert found["parts"][0]["bytes_down_per_round"] == 0
     assert 0 < found["parts"][0]["parameters"] < found["base_parameters"] / 2
     assert "width groups" in _plan(cluster).stdout
+    assert found["ranking_flops"] == 0
     assert not (cluster.folder / "runs").exists()
 
 

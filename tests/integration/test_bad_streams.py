@@ -184,6 +184,48 @@ def test_pulls_that_nobody_reads_end_by_themselves_in_bounded_memory_while_other
     assert summary.state == "finished"
 
 
+def test_a_pull_that_outlives_its_blob_ends_and_brings_no_byte_of_another(tmp_path: Path) -> None:
+    text = "keep_bases = 2\n" + WIDE.replace("rounds = 1", "rounds = 4", 1)
+
+    async def test(node: HandNode) -> None:
+        node.hello()
+        await node.heard("welcome")
+        node.ready(task_digest=task_digest(WIDE_SPEC))
+        assignment = await node.heard("assignment")
+        request = pb.PullRequest(node="hand", digest=assignment.start.digest)
+        small = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 64 << 10)]
+        async with grpc.aio.insecure_channel(node.address, options=small) as channel:
+            slow: Any = rpc.CoordinatorServiceStub(channel).Pull(request)
+            got = (await slow.read()).chunk.data
+            first = await read_out(node.stub.Pull(request))
+            for round in range(4):  # the base that it reads from is written over meanwhile
+                path = tmp_path / "start"
+                request = pb.PullRequest(node="hand", digest=assignment.start.digest)
+                path.write_bytes(await read_out(node.stub.Pull(request)))
+                moved = {name: tensor + 0.01 for name, tensor in load_tensors(path).items()}
+                start = assignment.start.digest
+                offer, data = node.offer(assignment, moved, start_digest=start)
+                pieces = range(0, len(data), CHUNK_BYTES)
+                chunks = [wire.chunk_to_wire(k, data[k : k + CHUNK_BYTES]) for k in pieces]
+                assert (await node.push(offer, chunks)).accepted
+                assignment = await node.heard("assignment" if round < 3 else "finished")
+
+            async def rest() -> None:
+                nonlocal got
+                while (response := await slow.read()) is not grpc.aio.EOF:
+                    got += response.chunk.data
+
+            with pytest.raises(grpc.aio.AioRpcError, match="the blob has gone"):
+                await rest()
+        assert got == first[: len(got)]
+        assert len(got) < len(first)
+
+    summary = with_node(tmp_path, test, text)
+    assert summary is not None
+    assert summary.state == "finished"
+    assert not list((tmp_path / "latest" / "spool").glob("spare-*"))
+
+
 def test_a_node_believes_no_offset_beyond_its_update(tmp_path: Path) -> None:
     class Liar(rpc.CoordinatorServiceServicer):
         async def Offer(self, request: pb.OfferRequest, context: object) -> pb.OfferResponse:

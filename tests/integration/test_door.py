@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,14 @@ import grpc
 import grpc.aio
 import pytest
 import torch
-from tests.hand_node import TOML, HandNode, joined, with_node
+from tests.hand_node import TOML, HandNode, joined, opened, with_node
 
+from partsum.coordinator.run import Run
+from partsum.coordinator.server import serve
 from partsum.protos.v1 import partsum_pb2 as pb
+from partsum.protos.v1 import partsum_pb2_grpc as rpc
 from partsum.shared import wire
+from partsum.shared.files import file_digest
 
 
 def test_every_bad_update_is_refused_with_its_reason_and_a_good_one_still_counts(
@@ -83,6 +87,102 @@ def test_a_push_that_breaks_off_goes_on_where_it_was_and_damage_is_noticed(
     summary = with_node(tmp_path, test)
     assert summary is not None
     assert summary.state == "finished"
+
+
+def test_an_update_that_is_looked_at_after_its_round_has_closed_is_held_against_nobody(
+    tmp_path: Path,
+) -> None:
+    """Its start, and itself, may have been written over by then: nobody can tell what it was."""
+    text = "deterministic = false\n" + TOML.replace("= 1, rounds = 1", "= 2, rounds = 2")
+    text = text.replace("refusals = 10", "refusals = 1, deadline_seconds = 1.0, min_nodes = 2")
+
+    async def test(run: Run, nodes: list[HandNode]) -> None:
+        first, late = nodes
+        for node in nodes:
+            node.hello()
+            await node.heard("welcome")
+        for node in nodes:
+            node.ready()
+        given, other = [await node.heard("assignment") for node in nodes]
+        checks, run._checks = run._checks, asyncio.Semaphore(0)  # it is looked at later
+        bad = {name: tensor * math.nan for name, tensor in late.tensors(other).items()}
+        offer, data = late.offer(other, bad)
+        push = asyncio.ensure_future(late.push(offer, [wire.chunk_to_wire(0, data)]))
+        while (await late.stub.Offer(offer)).offset < len(data):
+            await asyncio.sleep(0.01)
+        (spool,) = (run.folder / "spool").glob("push-r0-p1-*")
+        held_up, run._checks = run._checks, checks
+        assert (await first.deliver(given, first.tensors(given))).accepted
+        while run.next_round == 0:
+            await asyncio.sleep(0.01)
+        spool.write_bytes(data)  # as if it had been open by then
+        held_up.release()
+        assert (await push).accepted  # nobody waits for it any more
+        kinds = {kind for _, kind, _, _, _ in run.store.events()}
+        assert "partial" in kinds
+        assert not kinds & {"refused:not_finite", "benched"}
+
+    with_run(tmp_path, test, text)
+
+
+def test_what_is_looked_at_is_what_was_digested_whatever_else_its_node_sends(
+    tmp_path: Path,
+) -> None:
+    async def test(run: Run, nodes: list[HandNode]) -> None:
+        node = nodes[0]
+        given = await joined(node)
+        good = node.tensors(given)
+        other = {name: tensor + 0.01 for name, tensor in good.items()}
+        checks, run._checks = run._checks, asyncio.Semaphore(0)  # it is looked at later
+        offer, data = node.offer(given, good)
+        push = asyncio.ensure_future(node.push(offer, [wire.chunk_to_wire(0, data)]))
+        while (await node.stub.Offer(offer)).offset < len(data):
+            await asyncio.sleep(0.01)
+        # With the count of its bytes behind them these make an update too, of the same digest.
+        _, others = node.offer(given, other)
+        short = wire.chunk_to_wire(0, others[:-8])
+        offer.update.blob.size_bytes -= 8
+
+        async def stalls() -> AsyncIterator[pb.PushRequest]:
+            yield pb.PushRequest(offer=offer)
+            yield pb.PushRequest(chunk=short)
+            await asyncio.Event().wait()
+
+        stalled = node.stub.Push(stalls())
+        while (await node.stub.Offer(offer)).offset < len(data) - 8:
+            await asyncio.sleep(0.01)
+        held_up, run._checks = run._checks, checks
+        held_up.release()
+        await asyncio.wait({push})
+        stalled.cancel()
+        offer.update.blob.size_bytes += 8
+        if push.exception() is not None:
+            answer = await node.push(offer, [wire.chunk_to_wire(0, data)])
+            assert answer.accepted
+        await node.heard("finished")
+        for path, digest in run.workshop.files_of(0).items():
+            assert file_digest(path) == digest
+
+    with_run(tmp_path, test, TOML)
+
+
+def with_run(
+    folder: Path, test: Callable[[Run, list[HandNode]], Awaitable[None]], text: str
+) -> None:
+    """Serve a run, and let the test look into it while its nodes speak to it."""
+
+    async def main(run: Run) -> None:
+        serving = asyncio.create_task(serve(run))
+        while not (address := run.store.fact("address")):
+            await asyncio.sleep(0.01)
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = rpc.CoordinatorServiceStub(channel)
+            await asyncio.wait_for(test(run, [HandNode(stub, folder, n) for n in "ab"]), 20)
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+    with opened(folder, text) as run:
+        asyncio.run(main(run))
 
 
 def test_of_two_pushes_of_one_update_only_one_appends(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is allowed and had better not be: clusters without a hand-off, an open door."""
+"""What is allowed and had better not be: clusters without a hand-off, open doors, old models."""
 
 from __future__ import annotations
 
@@ -21,3 +21,13 @@ def test_an_open_door_beyond_loopback_is_warned_of() -> None:
     (said,) = advise(parse_config(server + "insecure = true"))
     assert "whoever can reach it can fetch the model" in said
     assert advise(parse_config(server + 'auth = "tokens"')) == []
+
+
+def test_models_that_may_tell_of_the_data_are_warned_of_where_privacy_is_promised() -> None:
+    private = (
+        "parts = { planner = 'full', count = 1 }\nhandoff = { enabled = false }\n"
+        "privacy = { noise_multiplier = 1.0 }\n"
+    )
+    (said,) = advise(parse_config(private + "start = { models = ['a'] }"))
+    assert "epsilon says nothing of what those models" in said
+    assert advise(parse_config(private)) == []

@@ -41,7 +41,7 @@ def merged(folder: Path, config: RunConfig, liar: int | None) -> tuple[Workshop,
     """One round, in which a liar's update is a thousand times as far off as the others'."""
     with closing(Store(folder)) as store:
         shop = Workshop(config, store, Base(TASK, CPU), samples(), samples())
-        shop.initial_base()
+        shop.first_base.write()
         write_clusters(folder / "clusters", [np.arange(k, 40, 5) for k in range(5)])
         plan = opened(shop, PLAN, 0)
         for k in range(5):
@@ -102,7 +102,7 @@ def test_a_part_that_starts_from_its_seed_is_compared_with_just_that(tmp_path: P
     config = parse_config("parts = { count = 5, rounds = 2 }")
     with closing(Store(tmp_path)) as store:
         shop = Workshop(config, store, Base(TASK, CPU), samples(), samples())
-        shop.initial_base()
+        shop.first_base.write()
         write_clusters(tmp_path / "clusters", [np.arange(k, 40, 5) for k in range(5)])
         plan = opened(shop, PLAN, 0)
         for k in range(5):

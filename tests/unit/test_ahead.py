@@ -188,6 +188,25 @@ def test_an_update_that_leaves_the_disk_meanwhile_is_still_what_was_sent(tmp_pat
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
 
+def test_a_start_that_cannot_be_read_leaves_nothing_half_put_right(tmp_path: Path) -> None:
+    free = dataclasses.replace(FIRST, settings=dataclasses.replace(SETTINGS, deterministic=False))
+    ahead, sent = begun(tmp_path, 2, free)
+    assert sent.path is not None
+    base = {name: t + 0.25 for name, t in load_tensors(sent.path).items()}
+    start = Blob(save_tensors(tmp_path / "base", base, durable=False), 1)
+    given = job(tmp_path, second(sent, start=start, settings=free.settings), sent)
+    cut = tmp_path / "cut"
+    save_tensors(cut, {name: t for name, t in base.items() if name != "5.bias"}, durable=False)
+    with pytest.raises(KeyError):  # after some of its tensors
+        ahead.train(make_task(), dataclasses.replace(given, start=cut), nothing, never)
+    ahead.go_on(after(1))
+    given = dataclasses.replace(given, start=tmp_path / "base")
+    found = ahead.train(make_task(), given, nothing, never)
+    expected = train(make_task(), given, nothing, never)
+    assert found.ahead == 0
+    assert files(found) == files(expected)
+
+
 def test_weights_and_counters_are_put_right_and_statistics_left(tmp_path: Path) -> None:
     def saved(name: str, weight: float, variance: float, count: int) -> TensorFile:
         norm = nn.BatchNorm1d(1)

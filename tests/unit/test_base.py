@@ -168,7 +168,7 @@ def test_a_flattened_channel_is_a_block_of_what_the_next_layer_reads() -> None:
     [
         (
             nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten()),
-            "layer 1 is a grouped convolution",
+            "what it is given and what it gives there is no axis to cut",
         ),
         (
             nn.Sequential(nn.Linear(4, 4), nn.PReLU(4), nn.Linear(4, 2)),
@@ -477,6 +477,14 @@ def test_a_stand_in_is_a_noisy_clone_of_a_live_part_of_its_shape() -> None:
     again, other = stand_in(base, parts[1], [share], 1), stand_in(base, parts[1], [share], 2)
     assert all(torch.equal(clone[name], again[name]) for name in clone)
     assert not torch.equal(clone["0.weight"], other["0.weight"])
+
+
+def test_a_stand_in_of_single_numbers_is_finite() -> None:
+    base = Base(task_of(lambda: nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))), CPU)
+    parts = plan_parts(PartsConfig(), base.widths, [0.5, 0.5], 0, 0)
+    live = cut_module(base.task.model(), base.widths, parts[0]).state_dict()
+    clone = stand_in(base, parts[1], [Contribution(parts[0], Tensors(live), 5.0)], seed=1)
+    assert all(tensor.isfinite().all() for tensor in clone.values())
 
 
 def test_a_stand_in_without_a_live_part_of_its_shape_is_fresh() -> None:

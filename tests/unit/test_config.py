@@ -47,6 +47,7 @@ def test_every_field_of_every_section_says_what_it_does(section: type[Section]) 
 def test_training_settings_on_the_wire_are_named_as_in_the_config() -> None:
     known = {*RunConfig().training.__class__.model_fields, "aggregate", "deterministic"} | {
         "carry_moments",
+        "keep_moments",
         "encoding",
     }
     assert {field.name for field in dataclasses.fields(TrainSettings)} <= known
@@ -197,6 +198,8 @@ def test_robust_merging_is_refused_where_each_weight_has_one_source() -> None:
     ("text", "key"),
     [
         ("outer = { optimizer = 'nesterov' }", 'outer.optimizer = "nesterov"'),
+        ("outer = { learning_rate = 1.5 }", "outer.learning_rate = 1.5"),
+        ("outer = { layer_scaling = [0.5, 1.0] }", "outer.layer_scaling = [0.5, 1.0]"),
         ("training = { proximal = 0.1 }", "training.proximal = 0.1"),
     ],
 )
@@ -210,6 +213,28 @@ def test_what_needs_a_shared_base_is_refused_where_there_is_none(text: str, key:
         assert f'{key} needs parts.aggregate = "weights"' in message
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", 'needs parts.mode = "residual", not "block"'),
+        ("mode = 'copies'", 'needs parts.mode = "residual", not "copies"'),
+        ("mode = 'residual'\naggregate = 'gradients'", 'needs parts.aggregate = "weights"'),
+        ("mode = 'residual'\ncount = 1", "needs parts.count above 1"),
+        ("mode = 'residual'\nrounds = 0", "needs parts.rounds above 0"),
+        ("mode = 'residual'\n[relevance]\nepochs = 0", "needs relevance.epochs above 0"),
+    ],
+)
+def test_ranking_units_is_refused_where_it_is_for_nothing(text: str, why: str) -> None:
+    assert why in complaint(f"[parts]\nplanner = 'relevance'\n{text}")
+
+
+def test_a_ranking_that_nobody_looks_at_is_refused() -> None:
+    said = complaint("[parts]\nmode = 'residual'\n[relevance]\nshared = 0.2")
+    assert 'needs parts.planner = "relevance", not "complement"' in said
+    text = "[parts]\nplanner = 'relevance'\nmode = 'residual'\n[relevance]\nshared = 0.2"
+    assert parse_config(text).parts.is_residual
+
+
 def test_an_outer_optimizer_takes_its_own_keys_and_no_other() -> None:
     full = "parts = { planner = 'full' }\n"
     adam = parse_config(
@@ -219,7 +244,8 @@ def test_an_outer_optimizer_takes_its_own_keys_and_no_other() -> None:
     message = complaint(f"{full}outer = {{ optimizer = 'yogi', momentum = 0.5 }}")
     assert 'momentum means nothing to optimizer = "yogi"' in message
     assert "takes learning_rate, betas, epsilon" in message
-    assert "takes no other key" in complaint(f"{full}outer = {{ learning_rate = 0.5 }}")
+    assert "which takes learning_rate;" in complaint(f"{full}outer = {{ momentum = 0.5 }}")
+    assert parse_config(f"{full}outer = {{ learning_rate = 0.5 }}").outer.learning_rate == 0.5
     wrong = complaint(f"{full}outer = {{ optimizer = 'adam', betas = [0.9, 1.5], epsilon = 0 }}")
     assert "outer.betas: Input should be less than 1 (got 1.5)" in wrong
     assert "outer.epsilon" in wrong

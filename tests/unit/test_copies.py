@@ -128,7 +128,7 @@ def play(folder: Path, forget: bool) -> dict[str, Tensor]:
     config: RunConfig = parse_config("parts = { mode = 'copies', count = 2, rounds = 2 }")
     with closing(Store(folder)) as store:
         shop = Workshop(config, store, Base(TASK, torch.device("cpu")), samples(), samples())
-        shop.initial_base()
+        shop.first_base.write()
         write_clusters(store.folder / "clusters", [np.arange(0, 16, 2), np.arange(1, 16, 2)])
         for round in range(2):
             plan = shop.cutter.plan_round(PLAN, round)
@@ -161,3 +161,14 @@ def test_rounds_of_copies_come_out_the_same_when_starts_are_cut_again(tmp_path: 
     calm, torn = play(tmp_path / "calm", False), play(tmp_path / "torn", True)
     assert all(torch.equal(calm[name], torn[name]) for name in calm)
     assert not torch.equal(calm["2.weight"][:8, :4], calm["2.weight"][8:, 4:])  # at the hand-off
+
+
+def test_a_slice_of_one_unit_gets_no_noise_where_its_spread_is_none() -> None:
+    thin = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1))
+    widths = find_widths(thin)
+    slices = equal_slices(widths, 4)
+    state = dict(cut_module(thin, widths, slices[0]).state_dict())
+    share = Contribution(slices[0], Tensors(state), 1.0)
+    merger = CopyMerger(Merger(widths, [share], AVERAGE), widths, slices, 7)
+    for name, old in thin.state_dict().items():
+        assert merger.merge(name, old).isfinite().all(), name

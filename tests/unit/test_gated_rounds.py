@@ -58,7 +58,7 @@ def config_of(way: str) -> RunConfig:
 
 def workshop_of(config: RunConfig, store: Store) -> Workshop:
     shop = Workshop(config, store, Base(TASK, CPU), samples(), samples())
-    shop.initial_base()
+    shop.first_base.write()
     write_clusters(store.folder / "clusters", [np.arange(0, 40, 2), np.arange(1, 40, 2)])
     return shop
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -212,6 +214,25 @@ def test_merging_files_is_merging_states(
     assert_same(load_tensors(folder / "out"), state)
     for file in files:
         file.close()
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (3, 0), (1, 900_000), (1000, 900), (3_000_000,)])
+def test_a_tensor_of_any_shape_is_merged_by_rows_as_it_is_whole(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    states = [{"w": torch.full(shape, float(k)), "n": torch.tensor(k)} for k in range(3)]
+    shares = []
+    for k, state in enumerate(states):
+        save_tensors(tmp_path / f"{k}", state, durable=False)
+        shares.append(Contribution(WHOLE, TensorFile(tmp_path / f"{k}"), 1.0))
+    merge_files(tmp_path / "0", shares, Widths(()), AVERAGE, tmp_path / "out", {})
+    found = load_tensors(tmp_path / "out")
+    assert_same(found, merge_state(states[0], shares, Widths(()), AVERAGE))
+    assert torch.equal(found["w"], states[1]["w"])
+    assert found["n"] == 2
+    for share in shares:
+        assert isinstance(share.tensors, TensorFile)
+        share.tensors.close()
 
 
 def test_parts_of_different_groups_are_not_called_disjoint() -> None:

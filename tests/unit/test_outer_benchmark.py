@@ -12,6 +12,7 @@ from benchmarks.outer import (
     METHODS,
     Row,
     Setting,
+    chosen,
     config,
     draw,
     figures,
@@ -54,6 +55,13 @@ def test_the_best_setting_of_the_first_seed_runs_on_the_others() -> None:
     assert row.best == "learning_rate 0.003"
     assert row.tried["defaults"] == 0.5
     assert row.curve() == pytest.approx([0.1, 0.9])
+
+
+def test_some_methods_can_be_chosen_and_the_average_is_always_there() -> None:
+    assert [method.name for method in chosen(["LiNeS"])] == ["average", "LiNeS"]
+    assert chosen(None) == list(METHODS)
+    with pytest.raises(SystemExit, match="no method lines; there are average, task arithmetic"):
+        chosen(["lines"])
 
 
 def test_the_table_the_figures_and_the_picture_show_every_method(tmp_path: Path) -> None:

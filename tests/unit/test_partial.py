@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -98,6 +100,50 @@ def test_a_writer_whose_file_was_taken_away_writes_no_more(tmp_path: Path) -> No
             fresh.append(b"c" * MIB)
             fresh.finish()
     assert (tmp_path / "two").read_bytes() == b"b" * MIB + b"c" * MIB
+
+
+def test_a_stream_that_ends_late_cuts_no_file_that_is_another_by_now(tmp_path: Path) -> None:
+    spares = spares_in(tmp_path / "spool")
+    with Partial(tmp_path / "update", 2 * MIB, spares) as stalled:
+        stalled.append(b"a" * 2 * MIB)
+        with Partial(tmp_path / "update", 2 * MIB, spares) as again:
+            again.finish()
+        spares.keep(tmp_path / "update")  # it was merged
+        with Partial(tmp_path / "base", 3 * MIB, spares) as base:
+            base.append(b"b" * 3 * MIB)
+            base.finish()
+        with pytest.raises(WireError, match="another stream"):
+            stalled.finish()
+    assert (tmp_path / "base").read_bytes() == b"b" * 3 * MIB
+
+
+def test_a_stream_that_was_cut_off_touches_no_file_that_is_opened_after_it(tmp_path: Path) -> None:
+    with Partial(tmp_path / "update", 10, Spares(tmp_path, 0)) as partial:
+        partial.append(b"0123456789")
+    with open(tmp_path / "journal", "w+b", buffering=0) as journal:  # under the same number
+        journal.write(b"what must not be lost")
+        for late in (partial.finish, lambda: partial.append(b"")):
+            with pytest.raises(WireError, match="another stream"):
+                late()
+        assert (tmp_path / "journal").read_bytes() == b"what must not be lost"
+    with Partial(tmp_path / "update", 10, Spares(tmp_path, 0)) as partial:
+        assert partial.finish() == xxhash.xxh3_128_hexdigest(b"0123456789")
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="there is no second file system")
+def test_a_folder_on_another_disk_has_no_use_for_spares_but_does_without(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        if os.stat(elsewhere).st_dev == tmp_path.stat().st_dev:
+            pytest.skip("there is one file system only")
+        spares, old = spares_in(tmp_path / "spool"), Path(elsewhere) / "old"
+        old.write_bytes(bytes(MIB))
+        spares.keep(old)
+        assert not old.exists()
+        (tmp_path / "here").write_bytes(bytes(MIB))
+        spares.keep(tmp_path / "here")
+        with Partial(Path(elsewhere) / "new", MIB, spares) as partial:
+            partial.append(b"z" * MIB)
+            assert partial.finish() == xxhash.xxh3_128_hexdigest(b"z" * MIB)
 
 
 def test_what_is_longer_or_shorter_than_announced_is_refused(tmp_path: Path) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from partsum.coordinator.planner import equal_fractions, measured_fractions, plan_parts
+from partsum.coordinator.planner import Ranking, equal_fractions, measured_fractions, plan_parts
 from partsum.coordinator.planner.fractions import split_units
 from partsum.shared.config import PartsConfig
 from partsum.shared.errors import WidthError
@@ -18,6 +19,7 @@ from partsum.shared.width import WidthGroup, Widths
 
 BLOCK = PartsConfig()
 RESIDUAL = PartsConfig(mode="residual")
+RELEVANCE = PartsConfig(planner="relevance", mode="residual")
 modes: st.SearchStrategy[Literal["block", "residual"]] = st.sampled_from(["block", "residual"])
 
 
@@ -102,6 +104,73 @@ def test_federated_averaging_gives_everyone_the_base() -> None:
     assert plan_parts(config, widths_of([1], []), equal_fractions(3), 0, 0) == [WHOLE] * 3
 
 
+def ranked(widths: Widths, shared: float, seed: int) -> Ranking:
+    """Scores of no order for each hidden group; none are equal."""
+    hidden = [group for group in widths.groups if group.depth == "hidden"]
+    scores = {}
+    for group in hidden:
+        scores[group.name] = [float(unit) for unit in range(group.units)]
+        random.Random(f"{seed}/{group.name}").shuffle(scores[group.name])
+    return Ranking(scores, shared)
+
+
+@given(plans(), st.floats(0, 0.4), st.integers(0, 99), st.integers(0, 9))
+def test_parts_by_relevance_share_the_strongest_units_and_are_complementary_beyond(
+    plan: tuple[Widths, list[float]], shared: float, seed: int, round: int
+) -> None:
+    widths, shares = plan
+    ranking = ranked(widths, shared, seed)
+    strong = {g.name: set(ranking.order(g)[: ranking.strong(g)]) for g in widths.groups}
+    assume(all(g.units - ranking.strong(g) >= len(shares) for g in widths.groups))
+    parts = plan_parts(RELEVANCE, widths, shares, seed, round, ranking)
+    for group in widths.groups:
+        if group.depth == "stream":
+            assert all(group.name not in part.units for part in parts)
+            continue
+        kept = [set(part.units[group.name]) for part in parts]
+        assert all(strong[group.name] <= units for units in kept)
+        others = [unit for units in kept for unit in units - strong[group.name]]
+        assert sorted([*others, *strong[group.name]]) == list(range(group.units))
+        sizes = split_units(group.units - len(strong[group.name]), shares)
+        assert [len(units) - len(strong[group.name]) for units in kept] == sizes
+    assert plan_parts(RELEVANCE, widths, shares, seed, round, ranking) == parts
+
+
+def test_each_part_gets_its_share_of_strong_units_and_other_ones_each_round() -> None:
+    widths = widths_of([40], [])
+    ranking = ranked(widths, 0.0, 0)
+    order = ranking.order(widths.groups[0])
+    drawn = set()
+    for round in range(5):
+        parts = plan_parts(RELEVANCE, widths, equal_fractions(4), 0, round, ranking)
+        drawn.add(parts[0])
+        for first in range(0, 40, 4):  # of any four that are neighbours in strength, one each
+            band = set(order[first : first + 4])
+            assert all(len(band & set(part.units["hidden0"])) == 1 for part in parts)
+    assert len(drawn) == 5
+
+
+def test_a_part_of_half_the_width_gets_half_of_the_strong_units() -> None:
+    widths = widths_of([40], [])
+    ranking = ranked(widths, 0.0, 0)
+    strongest = set(ranking.order(widths.groups[0])[:8])
+    parts = plan_parts(RELEVANCE, widths, [0.5, 0.25, 0.25], 0, 0, ranking)
+    held = [len(strongest & set(part.units["hidden0"])) for part in parts]
+    assert held[0] in {3, 4, 5}
+    assert min(held[1:]) >= 1
+
+
+def test_units_that_nobody_ranked_are_all_alike() -> None:
+    widths = widths_of([40], [])
+    parts = plan_parts(RELEVANCE, widths, equal_fractions(4), 0, 0, Ranking({}, 0.1))
+    assert [len(part.units["hidden0"]) for part in parts] == [13] * 4
+
+
+def test_too_few_units_beside_the_shared_ones_are_refused_with_the_numbers() -> None:
+    with pytest.raises(WidthError, match=r"'hidden0' has 8 units, of which all parts share 6"):
+        plan_parts(RELEVANCE, widths_of([8], []), equal_fractions(4), 0, 0, Ranking({}, 0.75))
+
+
 @pytest.mark.parametrize("config", [BLOCK, RESIDUAL], ids=["block", "residual"])
 def test_more_parts_than_units_is_refused_with_the_group_and_the_numbers(
     config: PartsConfig,
@@ -111,12 +180,16 @@ def test_more_parts_than_units_is_refused_with_the_group_and_the_numbers(
 
 
 @pytest.mark.parametrize(
-    "widths",
-    [widths_of([], [8]), Widths(widths_of([8], []).groups)],
-    ids=["no hidden group", "no scales"],
+    ("widths", "said"),
+    [
+        (widths_of([], [8]), "no hidden width groups"),
+        (Widths(widths_of([8], []).groups), "with_scales"),
+        (Widths(widths_of([8], []).groups, residual_refusal="it is too hot"), "it is too hot"),
+    ],
+    ids=["no hidden group", "no scales", "the rule's own word"],
 )
-def test_mode_residual_is_refused_where_nothing_scales_a_branch(widths: Widths) -> None:
-    with pytest.raises(WidthError, match=r"with_scales.*docs/widths.md"):
+def test_mode_residual_is_refused_where_nothing_scales_a_branch(widths: Widths, said: str) -> None:
+    with pytest.raises(WidthError, match=rf"{said}.*docs/widths.md"):
         plan_parts(RESIDUAL, widths, equal_fractions(2), 0, 0)
 
 

@@ -37,6 +37,8 @@ handoff = {{ enabled = false }}
 MODES = {
     "block": "",
     "residual": ', mode = "residual"',
+    "relevance": ', planner = "relevance", mode = "residual" }\n'
+    "relevance = { epochs = 0.3, every = 2",
     "full": ', planner = "full"',
     "gradients": ', planner = "full", aggregate = "gradients", gradient_batches = 1',
     "nesterov": ', planner = "full" }\nouter = { optimizer = "nesterov"',
@@ -185,7 +187,7 @@ def test_a_base_with_a_missing_part_is_merged_again_to_the_byte(tmp_path: Path) 
             assert run.next_round == rounds
 
 
-@pytest.mark.parametrize("mode", ["residual", "full", "gradients"])
+@pytest.mark.parametrize("mode", ["residual", "relevance", "full", "gradients"])
 def test_where_parts_overlap_the_run_goes_back_to_the_last_whole_base(
     copied: Copied, mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:

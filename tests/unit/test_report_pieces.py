@@ -4,10 +4,11 @@ import random
 
 import pytest
 
+from partsum.coordinator.ranges import Ranges, unit_ranges
 from partsum.coordinator.report_charts import parts_picture
 from partsum.coordinator.report_svg import element, nice_ticks, time_ticks
 from partsum.coordinator.report_tables import config_text
-from partsum.coordinator.summary import Ranges, Summary, unit_ranges
+from partsum.coordinator.summary import Summary
 from partsum.shared.config import parse_config
 
 

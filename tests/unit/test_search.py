@@ -33,10 +33,10 @@ from partsum.coordinator.planner.structures import (
 )
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.search import Search, rung_sizes, searched_gates
+from partsum.coordinator.search_workshop import SearchWorkshop
 from partsum.coordinator.store import Store
 from partsum.coordinator.terms import assignment, needed_updates, needs_its_node
 from partsum.coordinator.workplan import Workplan
-from partsum.coordinator.workshop import Workshop
 from partsum.node.trainer import Job, train
 from partsum.shared.config import (
     HandoffConfig,
@@ -206,14 +206,14 @@ def test_correlations_compare_each_round_with_the_last() -> None:
 # ---- rounds -------------------------------------------------------------------------------------
 
 
-def workshop_of(config: RunConfig, store: Store, task: Task = TASK) -> Workshop:
-    shop = Workshop(config, store, Base(task, CPU), samples(), samples())
-    shop.initial_base()
+def workshop_of(config: RunConfig, store: Store, task: Task = TASK) -> SearchWorkshop:
+    shop = SearchWorkshop(config, store, Base(task, CPU), samples(), samples())
+    shop.first_base.write()
     write_clusters(store.folder / "clusters", [np.arange(48)])
     return shop
 
 
-def opened(shop: Workshop, round: int) -> RoundPlan:
+def opened(shop: SearchWorkshop, round: int) -> RoundPlan:
     plan = shop.store.plan(round)
     if plan is None:
         plan = shop.cutter.plan_round(WORKPLAN, round)
@@ -223,7 +223,7 @@ def opened(shop: Workshop, round: int) -> RoundPlan:
     return plan
 
 
-def deliver(shop: Workshop, plan: RoundPlan, k: int) -> None:
+def deliver(shop: SearchWorkshop, plan: RoundPlan, k: int) -> None:
     """Really train the structure, as a node that has never seen it would."""
     given = assignment(shop.config, plan, k)
     paths = shop.cutter.blob_paths(plan)
@@ -247,7 +247,9 @@ def _ignore(_progress: Progress) -> None:
     pass
 
 
-def close_round(shop: Workshop, plan: RoundPlan, missing: tuple[int, ...] = ()) -> RoundResult:
+def close_round(
+    shop: SearchWorkshop, plan: RoundPlan, missing: tuple[int, ...] = ()
+) -> RoundResult:
     result, facts = shop.merge_round(plan, missing, Stages())
     shop.store.commit_round(plan.round, result, 1.0, facts)
     shop.store.tidy(2, shop.kept_paths(2))

@@ -16,7 +16,7 @@ from partsum.coordinator.strategies.blocks import stacks
 from partsum.coordinator.strategies.clip import Clipped, clip_factor
 from partsum.coordinator.strategies.krum import fitting, ranked, squared_distances
 from partsum.coordinator.strategies.middle import merge_middle, middle
-from partsum.shared.part import WHOLE, Part, cut_tensors, index_map
+from partsum.shared.part import WHOLE, Part, cut_tensors, index_map, region, take
 from partsum.shared.tensors import TensorFile, save_tensors
 from partsum.shared.width import Slot, WidthGroup, Widths
 
@@ -134,13 +134,40 @@ def test_parts_that_overlap_in_part_are_merged_alike_in_blocks_of_any_size(
         share.tensors.close()  # type: ignore[attr-defined]
 
 
-def test_a_stack_keeps_to_its_budget_or_to_one_row() -> None:
+def test_a_stack_keeps_to_its_budget_or_to_one_number_of_each() -> None:
     shares = shares_of([{"w": torch.zeros(100, 8)} for _ in range(5)])
     maps: list[dict[str, dict[int, Tensor]]] = [{}] * 5
     for budget in (1, 1000, 10_000, 1 << 20):
         found = list(stacks("w", (100, 8), shares, maps, torch.float32, budget))
-        assert sum(stack.shape[1] for _, stack in found) == 100
-        assert max(stack.nbytes for _, stack in found) <= max(budget, 5 * 8 * 4)
+        assert sum(stack[0].numel() for _, stack in found) == 800
+        assert max(stack.nbytes for _, stack in found) <= max(budget, 5 * 4)
+
+
+def test_one_long_row_is_stacked_in_pieces_unless_it_is_cut(tmp_path: Path) -> None:
+    """A position embedding is (1, length, width): whole it would take memory for every node."""
+    old, budget = torch.zeros(1, 30, 8), 3 * 4 * 50
+    kept: dict[int, Tensor]
+    for kept in ({}, {2: torch.arange(2, 5)}, {1: torch.tensor([3, 7, 8])}):
+        maps: list[dict[str, dict[int, Tensor]]] = [{"w": kept}] * 3
+        shares = []
+        for k in range(3):
+            value = take(torch.arange(240.0).view(1, 30, 8) * (k + 1), kept)
+            save_tensors(tmp_path / f"{k}", {"w": value}, durable=False)
+            shares.append(Contribution(Part({}), TensorFile(tmp_path / f"{k}"), 1.0))
+        found = list(stacks("w", old.shape, shares, maps, torch.float32, budget))
+        assert max(stack[0].numel() for _, stack in found) == (240 if 1 in kept else 48)
+        merged = merge_middle("w", old, shares, maps, 3, budget)
+        expected = old.clone()
+        middle = torch.arange(240.0).view(1, 30, 8) * 2
+        expected[region(old, kept)] = take(middle, kept)
+        assert torch.equal(merged, expected)
+        for share in shares:
+            share.tensors.close()  # type: ignore[attr-defined]
+
+
+def test_a_tensor_with_nothing_in_it_has_a_middle_too() -> None:
+    shares = shares_of([{"w": torch.zeros(5, 0)} for _ in range(3)])
+    assert merge_middle("w", torch.zeros(5, 0), shares, [{}] * 3, 1).shape == (5, 0)
 
 
 def test_slices_that_one_node_alone_holds_are_taken_as_they_are() -> None:

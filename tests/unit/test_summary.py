@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from partsum.coordinator.ranges import part_picture, unit_ranges
 from partsum.coordinator.summary import (
     HandoffPoint,
     Record,
     RoundSummary,
     Summary,
     config_digest,
-    part_picture,
     read_summary,
-    unit_ranges,
     write_summary,
 )
 from partsum.shared.config import RunConfig

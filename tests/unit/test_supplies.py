@@ -146,3 +146,32 @@ def test_moments_of_the_last_update_are_kept_only_where_the_assignment_says_so(
         for other in ({"round": 4}, {"part_index": 1}):
             order = asyncio.run(supplies.order(dataclasses.replace(kept, **other)))  # type: ignore[arg-type]
             assert order.optimizer is None
+
+
+def test_moments_that_left_the_disk_for_what_was_fetched_are_not_promised(tmp_path: Path) -> None:
+    async def fetch(transfer: Callable[[], Awaitable[Path]]) -> Path:
+        file = tmp_path / "fetched"
+        file.write_bytes(b"cluster!")
+        return blobs.add(file, cluster.digest)
+
+    with closing(NodeState(tmp_path / "node")) as state:
+        blobs = BlobCache(state.blobs, 40)
+        worker = WorkerProcess(print, random.Random(1))
+        supplies = Supplies(Client("nowhere:1", "n"), worker, state, blobs, fetch)
+        (tmp_path / "update").write_bytes(b"the last update")
+        start = Blob(file_digest(tmp_path / "update"), 15)
+        for name in ("moments", "lost"):
+            (tmp_path / name).write_bytes(b"much of it")
+        blobs.add(tmp_path / "update", start.digest, tmp_path / "moments", tmp_path / "lost")
+        (tmp_path / "cluster").write_bytes(b"cluster!")
+        cluster = Blob(file_digest(tmp_path / "cluster"), 8)
+        keep = dataclasses.replace(SETTINGS, keep_moments=True)
+        state.finish(finished(2, start))
+        (tmp_path / "base").write_bytes(b"base")
+        base = Blob(file_digest(tmp_path / "base"), 4)
+        blobs.add(tmp_path / "base", base.digest)
+        blobs.hold([base, cluster])
+        a = dataclasses.replace(given(3, base, cluster), settings=keep)
+        order = asyncio.run(supplies.order(a))
+        for promised in (order.optimizer, order.residual):
+            assert promised is None or promised.exists()

@@ -24,7 +24,8 @@ from partsum.shared.task import (
     num_samples,
     walk,
 )
-from partsum.shared.tasks import char_gpt, digits, digits_vit, image_mlp, image_vit
+from partsum.shared.tasks import char_gpt, digits, digits_vit, image_mlp, image_vgg, image_vit
+from partsum.shared.tasks.vgg import VGG19, Vgg
 from partsum.shared.width import find_widths
 
 CPU = torch.device("cpu")
@@ -128,7 +129,9 @@ def test_digits_with_nothing_left_to_train_or_to_hold_out_are_refused(validation
         digits(validation=validation).train()
 
 
-@pytest.mark.parametrize("name", ["digits", "digits_vit", "image_mlp", "image_vit", "char_gpt"])
+@pytest.mark.parametrize(
+    "name", ["digits", "digits_vit", "image_mlp", "image_vgg", "image_vit", "char_gpt"]
+)
 def test_a_shipped_task_loads_by_name_without_touching_data(name: str, tmp_path: Path) -> None:
     options = {} if name.startswith("digits") else {"folder": str(tmp_path / "none")}
     assert isinstance(load_task(TaskSpec(f"partsum.shared.tasks:{name}", options)), Task)
@@ -152,6 +155,24 @@ def test_a_vision_transformer_takes_patches_that_tile_its_images(patch: int) -> 
     model = image_vit(width=16, heads=4, layers=1, mlp_ratio=2, patch=patch).model()
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     assert find_widths(model).group("stream").units == 16
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_vgg_flattens_what_its_halvings_leave_of_an_image(norm: bool) -> None:
+    model = image_vgg(channels=[8, 0, 8, 0], hidden=[16, 12], norm=norm, dropout=0.1).model()
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert model.get_parameter("classifier.0.weight").shape == (16, 8 * 7 * 7)
+    assert [name for name, _ in model.named_parameters()][-1] == "classifier.6.bias"
+
+
+def test_a_vgg_takes_colours_too_and_names_sizes_that_it_cannot_have() -> None:
+    with torch.device("meta"):
+        model = Vgg(32, 3, VGG19, [], 5)
+    assert model.get_parameter("features.0.weight").shape == (64, 3, 3, 3)
+    with pytest.raises(ValueError, match="halve an image of 28 pixels to nothing"):
+        Vgg(28, 1, VGG19, [64], 10)
+    with pytest.raises(ValueError, match="there must be at least one convolution"):
+        Vgg(28, 1, [0], [64], 10)
 
 
 def test_missing_images_are_named_together_with_how_to_get_them(tmp_path: Path) -> None:

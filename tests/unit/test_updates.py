@@ -134,6 +134,8 @@ def test_an_update_whose_file_is_damaged_is_refused(tmp_path: Path) -> None:
         (replace(UPDATE, train_seconds=1e308), "not_finite", "train_seconds is 1e.308"),
         (replace(UPDATE, samples_per_second=-1.0), "not_finite", "samples_per_second is -1.0"),
         (replace(UPDATE, loss=float("inf")), "not_finite", "training loss is inf"),
+        # Only the file that travels is digested: no other may be named in its place.
+        (replace(UPDATE, encoded=Blob("e" * 32, 100)), "encoding", "e" * 32 + " in place of"),
     ],
 )
 def test_an_update_that_claims_what_was_not_asked_is_refused(

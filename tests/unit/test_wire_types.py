@@ -126,6 +126,43 @@ def played(folder: Path, config: RunConfig, restarts: bool = False) -> tuple[lis
     return digests, nodes
 
 
+def test_a_record_of_losses_that_a_power_cut_took_is_done_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(Store(tmp_path / "run")) as store:
+        shop = workshop_of(config_of(FULL, "int8"), store)
+        plan = opened(shop, EQUAL, 0)
+        found = []
+        for name in ("torn", "none"):
+            node = Node(tmp_path / name)
+            node.folder.mkdir()
+            last = node.train(shop, plan, 0)
+            assert last.residual is not None
+            last.residual.write_bytes(b"")
+            node.last = last if name == "torn" else replace(last, residual=None)
+            found.append(node.train(shop, plan, 0).update.blob)
+        assert found[0] == found[1]
+    assert ["begins without what" in text for text in caplog.messages] == [True]
+
+
+def test_what_a_broken_stream_left_decoded_goes_with_the_next_one(tmp_path: Path) -> None:
+    """A node may hang up while its update is decoded, again and again: that fills no disk."""
+    with closing(Store(tmp_path / "run")) as store:
+        shop = workshop_of(config_of(FULL, "int8"), store)
+        plan = opened(shop, EQUAL, 0)
+        for k in range(2):
+            (tmp_path / str(k)).mkdir()
+            done = Node(tmp_path / str(k)).train(shop, plan, k)
+            assert done.encoded is not None
+            for push in range(3):
+                came = store.spool_path(f"push-r0-p{k}-abc-{push}")
+                shutil.copy(done.encoded, came)
+                path, _ = shop.decoder.decode(came, done.update, plan)
+        left = sorted(store.spool_path("").glob("decoded-*"))
+        assert [file.name.partition("push")[2] for file in left] == ["-r0-p0-abc-2", "-r0-p1-abc-2"]
+        assert path in left
+
+
 def base(folder: Path, version: int = ROUNDS) -> dict[str, Tensor]:
     return load_tensors(folder / "run" / "bases" / f"base-{version:05d}.safetensors")
 

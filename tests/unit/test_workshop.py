@@ -81,7 +81,7 @@ KINDS = pytest.mark.parametrize(
 
 def workshop_of(config: RunConfig, store: Store) -> Workshop:
     shop = Workshop(config, store, Base(TASK, CPU), samples(), samples())
-    shop.initial_base()
+    shop.first_base.write()
     write_clusters(store.folder / "clusters", [np.arange(0, 40, 2), np.arange(1, 40, 2)])
     return shop
 
@@ -406,7 +406,7 @@ def test_a_merge_that_is_not_the_mean_of_its_parts_stops_the_round(tmp_path: Pat
         workshop_of(BLOCK, store)  # writes clusters
         shop = Workshop(BLOCK, store, Base(task, CPU), samples(), samples())
         store.base_path(base_name(0)).unlink()
-        shop.initial_base()
+        shop.first_base.write()
         plan = shop.cutter.plan_round(EQUAL, 0)
         store.open_round(plan, at=0.0)
         for k, planned in enumerate(plan.parts):
@@ -435,7 +435,7 @@ def test_weights_too_large_to_be_added_up_do_not_stop_the_round(tmp_path: Path) 
         workshop_of(BLOCK, store)  # writes clusters
         shop = Workshop(BLOCK, store, Base(task, CPU), samples(), samples())
         store.base_path(base_name(0)).unlink()
-        shop.initial_base()
+        shop.first_base.write()
         plan = shop.cutter.plan_round(EQUAL, 0)
         store.open_round(plan, at=0.0)
         for k, planned in enumerate(plan.parts):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from partsum.shared.config import RunConfig
+from partsum.shared.config import RunConfig, StudyConfig
 from partsum.shared.config.trust import LOOPBACK
 
 
 def advise(config: RunConfig) -> list[str]:
     """A sentence for each thing that is allowed but ends badly."""
-    return [*_open_door(config), *_clusters_without_handoff(config)]
+    return [
+        *_open_door(config),
+        *_clusters_without_handoff(config),
+        *_known_before(config),
+        *_study_aside(config),
+    ]
 
 
 def _open_door(config: RunConfig) -> list[str]:
@@ -31,3 +36,19 @@ def _clusters_without_handoff(config: RunConfig) -> list[str]:
         "other data is poor (70-76 % where a hand-off reached 86 %); enable the hand-off, or use "
         'clusters = "iid"'
     ]
+
+
+def _known_before(config: RunConfig) -> list[str]:
+    """Differential privacy counts what the run's rounds tell, and nothing before them."""
+    if not (config.start.models and config.privacy.noise_multiplier):
+        return []
+    return [
+        "start.models with privacy.noise_multiplier: epsilon says nothing of what those models "
+        "tell of the data that they were trained on; take only ones that never saw this run's data"
+    ]
+
+
+def _study_aside(config: RunConfig) -> list[str]:
+    if config.parts.is_study or config.study == StudyConfig():
+        return []
+    return ["[study] is for `partsum study`, and means nothing here"]

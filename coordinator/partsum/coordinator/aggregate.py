@@ -12,6 +12,7 @@ from partsum.coordinator.base import Base
 from partsum.coordinator.contribution import Contribution
 from partsum.coordinator.inspector import Inspector
 from partsum.coordinator.merge import AVERAGE, BLOCK, Merger, MergeRule, Merging
+from partsum.coordinator.overlap import Overlap
 from partsum.coordinator.privacy import (
     Ledger,
     NoisyMerger,
@@ -58,10 +59,14 @@ class Aggregator:
         rule, hostile = self.config.merge.rule, self.config.merge.hostile
         if self.config.privacy.noise_multiplier:
             return self._private(plan, shares, files)
-        if rule == "mean":
+        # Elsewhere a unit that several parts hold is one and the same in all of them.
+        parts = [p.part for p in plan.parts] if self.config.parts.is_residual else []
+        overlap = Overlap(self.base.shape, self.base.widths, parts)
+        if rule == "norm_clip":  # which measures by a part's start, so before units count
+            shares = self._clipped(plan, shares, self._limit(plan, shares), files)
+        shares = {k: overlap.to_base(share) for k, share in shares.items()}
+        if rule in {"mean", "norm_clip"}:
             return self._mean(shares, BLOCK if self.config.parts.is_block else AVERAGE)
-        if rule == "norm_clip":
-            return self._mean(self._clipped(plan, shares, self._limit(plan, shares), files))
         alike = {k: replace(share, weight=1.0) for k, share in shares.items()}
         if rule in {"krum", "multi_krum"}:
             return self._mean(self._closest(alike))

@@ -108,6 +108,10 @@ class Base:
             self._changed = (norm_parts, off, model.to(self.device))
         return self._changed[2]
 
+    def forget_grouped(self) -> None:
+        """Let the model with grouped norms go, where no round will need it."""
+        self._changed = None
+
     @property
     def trained(self) -> set[str]:
         """The names of the parameters that training changes, under all of their names."""

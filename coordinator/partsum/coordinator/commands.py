@@ -1,4 +1,4 @@
-"""The coordinator's commands: coordinator, run, plan, demo; certs and tokens are next door."""
+"""The coordinator's commands: coordinator, run, study, demo; models' and access's are next door."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from partsum.coordinator.access_commands import add_access_commands
+from partsum.coordinator.model_commands import add_model_commands
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     """Register the commands; heavy imports wait until one is run."""
     _add_coordinator(commands)
     _add_run(commands)
-    _add_plan(commands)
+    add_model_commands(commands)
+    _add_study(commands)
     _add_demo(commands)
     add_access_commands(commands)
 
@@ -106,21 +108,37 @@ def _run_list(options: argparse.Namespace) -> int:
     return operator.list_all(options.folder)
 
 
-def _add_plan(commands: argparse._SubParsersAction[Any]) -> None:
+def _add_study(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
-        "plan",
-        help="the dry run: parts, parameters, FLOPs, bytes and memory, before anything is spent",
-        description="Show what a run would do: its parts and what each costs. Trains nothing.",
+        "study",
+        help="the effect of the dropout percentage: small models cut from one base, compared",
+        description="Train a small model on the nodes for every combination under [study], and "
+        "show accuracy against parameters, FLOPs and time. Run again after Ctrl-C, it resumes; run "
+        "again when it is finished, it shows the table again.",
     )
-    parser.add_argument("config", type=Path, metavar="RUN.TOML", help="the run's config")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_plan)
+    parser.add_argument("config", type=Path, metavar="RUN.TOML", help="the config with a [study]")
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start N node processes here, of one thread each (default: wait for nodes that dial "
+        "in, as `partsum coordinator` does)",
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="where the figures go as CSV")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="where the picture goes")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the models and what they cost; train nothing"
+    )
+    parser.add_argument("--new", action="store_true", help="start anew instead of resuming")
+    parser.set_defaults(run=_study)
 
 
-def _plan(options: argparse.Namespace) -> int:
-    from partsum.coordinator.dry_run import show_plan
+def _study(options: argparse.Namespace) -> int:
+    from partsum.coordinator.study_command import StudyOptions, run_study
 
-    return show_plan(options.config, options.json)
+    given = {name: getattr(options, name) for name in StudyOptions.__dataclass_fields__}
+    return run_study(StudyOptions(**given))
 
 
 def _add_demo(commands: argparse._SubParsersAction[Any]) -> None:

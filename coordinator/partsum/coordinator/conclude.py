@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import resource
 from collections import defaultdict
 from typing import Literal
 
 from partsum.coordinator.cost import part_size
+from partsum.coordinator.ranges import part_picture
 from partsum.coordinator.records import RoundPlan, Span
 from partsum.coordinator.registry import Registry
+from partsum.coordinator.relevance.survey import Findings, ranking
 from partsum.coordinator.report import render_report
 from partsum.coordinator.run import Run
 from partsum.coordinator.summary import (
@@ -16,17 +17,18 @@ from partsum.coordinator.summary import (
     IncidentSummary,
     NodeSummary,
     PhaseSummary,
+    RankingSummary,
     RefusalSummary,
     RoundSummary,
     StageSeconds,
     Summary,
     TimelineSummary,
     config_digest,
-    part_picture,
     write_summary,
 )
 from partsum.coordinator.summary_structures import search_summary
 from partsum.shared.files import write_file
+from partsum.shared.memory import peak_resident_bytes
 from partsum.shared.part import WHOLE
 
 _INCIDENTS = 500  # a page that people read
@@ -35,7 +37,8 @@ Outcome = Literal["finished", "stopped", "failed"]
 
 
 def conclude(run: Run, registry: Registry, state: Outcome, reason: str) -> Summary:
-    """Write the run's summary and report into its folder."""
+    """Write the run's summary and report into its folder, and leave no spares there."""
+    run.store.spares.clear()
     summary = summarise(run, registry, state, reason)
     write_summary(run.folder / "summary.json", summary)
     write_file(run.folder / "report.html", render_report(summary).encode())
@@ -46,7 +49,8 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
     """The journal and what the process knows, as a Summary."""
     store, config, now = run.store, run.config, run.clock.now()
     started_at, ended_at = run.clock.dates()
-    plan = store.plan(run.next_round - 1) if run.next_round else None
+    study = config.parts.is_study  # its models are in the journal, and are no parts of a base
+    plan = store.plan(run.next_round - 1) if run.next_round and not study else None
     sizes = {group.name: group.units for group in run.base.widths.groups}
     final = run.folder / "final.safetensors"
     moved = sum(registry.totals())
@@ -81,16 +85,17 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
         ),
         base_parameters=whole.parameters,
         part_parameters=_part_parameters(run, plan),
-        part_fractions=() if config.parts.is_search else _fractions(run),
+        part_fractions=() if study or config.parts.is_search else _fractions(run),
         group_units=sizes,
         parts=tuple(part_picture(planned.part) for planned in plan.parts) if plan else (),
         gates_off=tuple(store.fact("structure") or config.gates.off),
         search=search_summary(run.board) if run.board else None,
-        full_model_bytes=_full_model_bytes(run, whole.state_bytes) if moved else None,
+        ranking=_ranking(run),
+        full_model_bytes=_full_model_bytes(run, whole.state_bytes) if moved and not study else None,
         final_accuracy=run.accuracy,
         final_loss=run.loss,
         privacy_epsilon=run.epsilon(),
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_rss_bytes=peak_resident_bytes(),
         checkpoint=final.name if final.exists() else _newest_base(run),
         report="report.html",
     )
@@ -98,6 +103,26 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
 
 def _fractions(run: Run) -> tuple[float, ...]:
     return tuple((run.store.fact("workplan") or {}).get("fractions", ()))
+
+
+def _ranking(run: Run) -> tuple[RankingSummary, ...]:
+    """As before the first round, where it is told how much of each group was noise."""
+    noted = run.store.fact("first_relevance")
+    if not noted:
+        return ()
+    found, ranked = Findings(**noted), ranking(run.store, run.config)
+    return tuple(
+        RankingSummary(
+            group=group.name,
+            units=group.units,
+            shared=ranked.strong(group),
+            strongest=max(found.scores[group.name]),
+            weakest=min(found.scores[group.name]),
+            sparse_share=found.sparse.get(group.name),
+        )
+        for group in run.base.widths.groups
+        if group.name in found.scores
+    )
 
 
 def _newest_base(run: Run) -> str | None:

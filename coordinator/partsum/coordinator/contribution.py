@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,8 +19,8 @@ class Readable(Protocol):
         """The tensor of that name."""
         ...
 
-    def read_rows(self, name: str, first: int, last: int) -> Tensor:
-        """Rows ``first`` to ``last - 1`` of it; a tensor without dimensions has one row."""
+    def read_rows(self, name: str, first: int, last: int, lead: int = 1) -> Tensor:
+        """Rows ``first`` to ``last - 1`` of it, which its first ``lead`` dimensions count."""
         ...
 
 
@@ -33,14 +34,17 @@ class Tensors:
         """The tensor of that name; not a copy."""
         return self._tensors[name]
 
-    def read_rows(self, name: str, first: int, last: int) -> Tensor:
+    def read_rows(self, name: str, first: int, last: int, lead: int = 1) -> Tensor:
         """Rows of it; not a copy."""
-        return rows_of(self._tensors[name])[first:last]
+        return rows_of(self._tensors[name], lead)[first:last]
 
 
-def rows_of(tensor: Tensor) -> Tensor:
-    """A view of it as rows; one without dimensions has one row."""
-    return tensor if tensor.dim() else tensor.reshape(1)
+def rows_of(tensor: Tensor, lead: int = 1) -> Tensor:
+    """It as rows, which its first ``lead`` dimensions count; one without dimensions has one row.
+
+    A view, where it is contiguous.
+    """
+    return tensor.reshape(math.prod(tensor.shape[:lead]), *tensor.shape[lead:])
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from partsum.coordinator.clones import with_noise
 from partsum.coordinator.merge import Merging
 from partsum.shared.part import Part, cut_tensors, index_map, region, take
 from partsum.shared.width import Widths
@@ -54,11 +55,7 @@ class CopyMerger:
         return xxhash.xxh3_64_intdigest(f"{self._seed}/{name}".encode()) >> 1
 
     def _noisy(self, own: Tensor, noise: torch.Generator) -> Tensor:
-        """Vectors and integers stay as they are."""
-        if self._seed is None or own.dim() < 2 or not own.is_floating_point():
-            return own
-        drawn = torch.randn(own.shape, generator=noise)
-        return own + (_NOISE * own.float().std() * drawn).to(own.dtype)
+        return own if self._seed is None else with_noise(own, _NOISE, noise)
 
 
 def own_slice(

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from partsum.coordinator.base import Base
+from partsum.coordinator.clusters import make_clusters
 from partsum.coordinator.copies import own_slice
-from partsum.coordinator.planner import plan_parts, plan_slices
+from partsum.coordinator.overlap import Overlap
+from partsum.coordinator.planner import equal_fractions, plan_parts, plan_slices
 from partsum.coordinator.records import PlannedPart, RoundPlan
-from partsum.coordinator.search import Search
+from partsum.coordinator.relevance.survey import ranking
 from partsum.coordinator.starts import StartChain, write_rounded
 from partsum.coordinator.store import Store
+from partsum.coordinator.terms import needed_updates
 from partsum.coordinator.workplan import Workplan
 from partsum.shared.config import RunConfig
 from partsum.shared.files import file_digest, write_file
@@ -48,43 +51,49 @@ class Cutter:
         self.whole = full and not config.gates.off  # nodes start from the base itself
         self.alike = full or config.parts.is_copies  # all nodes start from one file
         self.chain = StartChain(store.folder / "bases")
-        search = config.parts.is_search
-        self.search = Search(config, store, base) if search else None
 
     def parts(self, plan: Workplan, round: int) -> list[Part]:
         """The parts of a round."""
-        if self.search is not None:
-            return self.search.parts(round)
-        seed, off = self.config.seed, self.config.gates.off
-        return plan_parts(self.config.parts, self.base.widths, plan.fractions, seed, round, off)
+        config, known = self.config, ranking(self.store, self.config)
+        widths, off = self.base.widths, config.gates.off
+        return plan_parts(config.parts, widths, plan.fractions, config.seed, round, known, off)
 
     def slices(self, plan: Workplan) -> list[Part]:
         """What the base is made of."""
-        return plan_slices(self.config.parts, self.base.widths, plan.fractions, self.config.seed)
+        config, known = self.config, ranking(self.store, self.config)
+        return plan_slices(config.parts, self.base.widths, plan.fractions, config.seed, known)
+
+    @property
+    def cuts_all(self) -> bool:
+        """Whether the slices split every width group, and not the hidden ones alone."""
+        return self.block or self.config.parts.is_copies
 
     def cluster_paths(self) -> list[Path]:
-        """Where the clusters lie: one for each part, or those that structures are dealt."""
+        """Where each part's cluster lies."""
         folder = self.store.folder / "clusters"
-        same = self.config.parts.is_search and self.config.structures.data == "same"
-        return [folder / f"c{k}.i64" for k in range(1 if same else self.config.parts.count)]
+        return [folder / f"c{k}.i64" for k in range(self.config.parts.count)]
 
-    def cluster_path(self, part: int) -> Path:
-        """Where a part's cluster lies."""
-        paths = self.cluster_paths()
-        return paths[part % len(paths)]
+    def cluster_of(self, round: int, part: int) -> int:
+        """Which cluster a part of a round trains on."""
+        return part
+
+    def make_clusters(self) -> list[np.ndarray]:
+        """Each cluster's sample indices, from the seed."""
+        config, shares = self.config, equal_fractions(self.config.parts.count)
+        return make_clusters(config.data, self.base.task, self.train, shares, config.seed)
 
     def plan_round(self, plan: Workplan, round: int) -> RoundPlan:
         """Cut the round's parts into the spool and say what each node is to do."""
-        parts, planned = self.parts(plan, round), []
+        parts, clusters, planned = self.parts(plan, round), self.cluster_paths(), []
         starts, delta = self._starts(parts, round), self._delta(round)
         for k, (part, start) in enumerate(zip(parts, starts, strict=True)):
-            cluster = self.cluster_path(k)
+            cluster = clusters[self.cluster_of(round, k)]
             samples = _share_of(cluster.stat().st_size // 8, self.config)
             planned.append(
                 PlannedPart(
                     part=part,
                     # Stable over rounds: the walk goes on where it was.
-                    seed=self._seed(k),
+                    seed=self._part_seed(k),
                     start=start,
                     cluster=blob_of(cluster),
                     first_sample=round * samples,
@@ -97,16 +106,17 @@ class Cutter:
         begin, end, ahead_to = (plan.share * (round + k) / rounds for k in range(3))
         if not self.config.training.ahead or round + 1 >= rounds:
             ahead_to = 0.0
-        return RoundPlan(round, base_name(round), tuple(planned), (begin, end), ahead_to)
+        needed = needed_updates(self.config, len(parts))
+        return RoundPlan(
+            round, base_name(round), tuple(planned), (begin, end), ahead_to, needed=needed
+        )
 
-    def _seed(self, k: int) -> int:
-        """A part's; structures walk the data in one order, so that they can be compared."""
-        return (self.config.seed * 1_000_003 + (0 if self.search else k)) % 2**62
+    def _part_seed(self, k: int) -> int:
+        """A part's."""
+        return (self.config.seed * 1_000_003 + k) % 2**62
 
     def _holder(self, plan: Workplan, part: Part, round: int, k: int) -> str:
         """Who trained the part last, and has its weights and moments; else whom it was made for."""
-        if self.search is not None:
-            return self.search.holder(part)
         before = self.store.updates(round - 1)
         return before[k].node if k in before else plan.holders[k]
 
@@ -118,8 +128,6 @@ class Cutter:
                 Blob(**kept[str(k)]["blob"]) if str(k) in kept else None for k in range(len(parts))
             ]
         path = self.store.base_path(base_name(round))
-        if self.search is not None:
-            return [self._structure_start(part, path, round, k) for k, part in enumerate(parts)]
         if self.whole:
             return [self._full_start(path, round)] * len(parts)
         if self.config.parts.is_copies:
@@ -128,16 +136,12 @@ class Cutter:
         if self.alike:
             cut = cut_tensors(base, self.base.widths, parts[0])
             return [self._write_start(cut, round, 0)] * len(parts)
+        overlap = Overlap(self.base.shape, self.base.widths, parts)
         starts: list[Blob | None] = []
         for k, part in enumerate(parts):
-            starts.append(self._write_start(cut_tensors(base, self.base.widths, part), round, k))
+            tensors = overlap.to_part(cut_tensors(base, self.base.widths, part), part)
+            starts.append(self._write_start(tensors, round, k))
         return starts
-
-    def _structure_start(self, part: Part, base: Path, round: int, k: int) -> Blob:
-        """A structure's own last update, or what a new one starts from."""
-        assert self.search is not None
-        kept = self.search.kept_start(part)
-        return kept or self._write_start(self.search.fresh_start(part, base, round), round, k)
 
     def _slice_start(self, base: Path, part: Part, round: int) -> Blob:
         """Mode copies: the slice that all nodes go on from; a fresh one at first."""
@@ -148,7 +152,7 @@ class Cutter:
         return self._write_start(tensors, round, 0)
 
     def _write_start(self, tensors: Mapping[str, Tensor], round: int, k: int) -> Blob:
-        out = self.store.spool_path(f"start-r{round}-p{k}.safetensors")
+        out = self._spooled_start(round, k)
         digest = save_tensors(out, tensors, durable=False)
         if self.config.wire.down == "bfloat16":
             return write_rounded(out, self._rounded_path(round, k))
@@ -172,6 +176,9 @@ class Cutter:
         delta = blob_of(self.chain.delta_path(round), self.store.fact("delta"))
         return Delta(delta, last.parts[0].start)
 
+    def _spooled_start(self, round: int, k: int) -> Path:
+        return self.store.spool_path(f"start-r{round}-p{k}.safetensors")
+
     def _rounded_path(self, round: int, k: int) -> Path:
         return self.store.spool_path(f"rounded-r{round}-p{k}.safetensors")
 
@@ -187,9 +194,9 @@ class Cutter:
     def blob_paths(self, plan: RoundPlan) -> dict[str, Path]:
         """Where the blobs of a plan lie, by digest."""
         paths: dict[str, Path] = {}
-        origins = self.origin_paths(plan)
+        origins, clusters = self.origin_paths(plan), self.cluster_paths()
         for k, part in enumerate(plan.parts):
-            paths[part.cluster.digest] = self.cluster_path(k)
+            paths[part.cluster.digest] = clusters[self.cluster_of(plan.round, k)]
             if part.start is not None:
                 paths[part.start.digest] = self._start_path(plan, k, origins[k])
             if part.delta is not None:
@@ -214,18 +221,14 @@ class Cutter:
             return {k: self.store.folder / "parts" / kept[str(k)]["file"] for k in started}
         if self.whole:
             return dict.fromkeys(started, self.store.base_path(plan.base))
-        name = f"start-r{plan.round}-p{{}}.safetensors".format
-        if self.search is not None:
-            kept = {k: self.search.origin(plan.parts[k].part) for k in started}
-            return {k: path or self.store.spool_path(name(k)) for k, path in kept.items()}
-        return {k: self.store.spool_path(name(0 if self.alike else k)) for k in started}
+        return {k: self._spooled_start(plan.round, 0 if self.alike else k) for k in started}
 
-    def cluster_samples(self, part: int) -> tuple[Path, Blob]:
-        """A cluster's samples as a file, for a node without the data set."""
-        cluster = self.cluster_path(part)
-        path = cluster.with_name(f"s{cluster.stem[1:]}.safetensors")
+    def cluster_samples(self, round: int, part: int) -> tuple[Path, Blob]:
+        """The samples of a part's cluster as a file, for a node without the data set."""
+        cluster = self.cluster_of(round, part)
+        path = self.store.folder / "clusters" / f"s{cluster}.safetensors"
         if not path.exists():
-            raw = bytearray(cluster.read_bytes())
+            raw = bytearray(self.cluster_paths()[cluster].read_bytes())
             inputs, targets = gather(self.train, torch.frombuffer(raw, dtype=torch.int64))
             save_tensors(path, {"inputs": inputs, "targets": targets})
         return path, blob_of(path)

@@ -19,7 +19,7 @@ from partsum.coordinator.registry import Registry
 from partsum.coordinator.rounds import RoundMachine
 from partsum.coordinator.run import Run
 from partsum.coordinator.secure_rounds import Opening, SecureRounds
-from partsum.coordinator.terms import needed_updates, round_settings
+from partsum.coordinator.terms import round_settings
 from partsum.coordinator.unmask import LapsedError
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared.errors import PartsumError
@@ -88,6 +88,7 @@ class CoordinatorDaemon:
     def _end(self, state: str, reason: str) -> None:
         if not self.outcome.done():
             self.outcome.set_result((state, reason))
+            self.run.leave()
             self._tell()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
@@ -169,7 +170,7 @@ class CoordinatorDaemon:
         live = [node for node in self.desk.registry if node.session]
         profiles = {node.name: node.profile for node in live if node.profile}
         plan, holders, done = await self.run.open_round(round, profiles)
-        opening = Opening(holders, done, needed_updates(self.run.config, len(holders)))
+        opening = Opening(holders, done, plan.needed)
         if self._secure is not None:
             here = {node.name for node in live} & set(alive(self._machine.members))
             try:

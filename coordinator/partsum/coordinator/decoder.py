@@ -46,6 +46,9 @@ class Decoder:
         """
         if self._whole:
             return path, update
+        # Where a stream broke off while its update was decoded, nobody took what came out.
+        for left in path.parent.glob(f"decoded-*-{path.name.rpartition('-')[0]}-*"):
+            left.unlink(missing_ok=True)
         out = path.with_name(f"decoded-{next(self._numbers)}-{path.name}")
         try:
             digest = self._restore(path, update, plan, out)

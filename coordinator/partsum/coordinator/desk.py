@@ -123,7 +123,7 @@ class NodeDesk:
         if node.profile is not None and not node.profile.data_digest:
             async with self._samples_lock:
                 path, blob = await asyncio.to_thread(
-                    self._run.workshop.cutter.cluster_samples, part
+                    self._run.workshop.cutter.cluster_samples, round.plan.round, part
                 )
             round.blobs[blob.digest] = path
             given = replace(given, samples=blob)

@@ -15,13 +15,16 @@ from partsum.coordinator.advice import advise
 from partsum.coordinator.base import Base
 from partsum.coordinator.cost import Cost, part_cost, parts_share
 from partsum.coordinator.figures import bytes_text, count_text, names_text
+from partsum.coordinator.folder import given_models
 from partsum.coordinator.gate_certificate import certify_gates
+from partsum.coordinator.growth.start import Start
 from partsum.coordinator.invariants import certify
-from partsum.coordinator.planner import equal_fractions, plan_parts, plan_slices
+from partsum.coordinator.planner import Ranking, equal_fractions, plan_parts, plan_slices
 from partsum.coordinator.privacy import check_model, epsilon_of
+from partsum.coordinator.relevance.plan import ranking_flops, ranking_sentences
 from partsum.coordinator.search_plan import show_search_plan
 from partsum.shared.config import RunConfig, load_config
-from partsum.shared.errors import EXIT_OK
+from partsum.shared.errors import EXIT_OK, ConfigError
 from partsum.shared.messages import TaskSpec
 from partsum.shared.part import WHOLE, Part
 from partsum.shared.task import load_samples, load_task, num_samples
@@ -30,6 +33,8 @@ from partsum.shared.task import load_samples, load_task, num_samples
 def show_plan(path: Path, as_json: bool) -> int:
     """Print what a run would do; raises the PartsumErrors that the run itself would."""
     config = load_config(path)
+    if config.parts.is_study:
+        raise ConfigError(f"{path} is a study; see what it costs with `partsum study --dry-run`")
     task = load_task(TaskSpec(config.task.name, config.task.options))
     train = load_samples(task.train, "training")
     validation = load_samples(task.validation, "validation")
@@ -39,8 +44,11 @@ def show_plan(path: Path, as_json: bool) -> int:
     given, off = config.parts.fractions, config.gates.off
     fractions = given if isinstance(given, list) else equal_fractions(config.parts.count)
     certify_gates(base, off, validation)
-    parts = plan_parts(config.parts, base.widths, fractions, config.seed, 0, off)
-    slices = plan_slices(config.parts, base.widths, fractions, config.seed)
+    alike = Ranking({}, config.relevance.shared)  # nobody knows yet which units are strong
+    parts = plan_parts(config.parts, base.widths, fractions, config.seed, 0, alike, off)
+    slices = plan_slices(config.parts, base.widths, fractions, config.seed, alike)
+    if config.start.models:
+        Start(config, base, given_models(config, path)).check()
     certify(base, slices, config.parts.is_block or config.parts.is_copies, validation)
     if config.privacy.noise_multiplier:
         check_model(base.shape)
@@ -57,6 +65,7 @@ def show_plan(path: Path, as_json: bool) -> int:
         ],
         "handoff_flops": config.handoff.epochs * total * whole.flops_per_sample,
         "handoff_memory_bytes": whole.memory_bytes,
+        "ranking_flops": ranking_flops(config, whole, total),
         "privacy_epsilon": epsilon_of(config),
         "parts_share": parts_share(
             max(cost.flops_per_sample for cost in costs),
@@ -125,13 +134,21 @@ def _print(
     figures: dict[str, object],
 ) -> None:
     console = Console()
-    mode = "full" if config.parts.planner == "full" else f"complement, mode {config.parts.mode}"
-    console.print(f"[bold]{config.name}[/bold]: {config.task.name}, {figures['samples']} samples")
+    planner, mode = config.parts.planner, config.parts.mode
+    kind = "full" if planner == "full" else f"{planner}, mode {mode}"
+    total = figures["samples"]
+    assert isinstance(total, int)
+    console.print(f"[bold]{config.name}[/bold]: {config.task.name}, {total} samples")
     console.print(
         f"parts phase: {_times(config.parts.rounds, 'round')} of "
         f"{_times(config.parts.local_epochs, 'local epoch')}, "
-        f"{_times(config.parts.count, 'part')} ({mode})"
+        f"{_times(config.parts.count, 'part')} ({kind})"
     )
+    if config.start.models:
+        how = "fused from" if config.start.grow == "fuse" else "widened from"
+        console.print(f"base 0: {how} {', '.join(config.start.models)}")
+    for sentence in ranking_sentences(config, whole, total):
+        console.print(sentence)
     table = Table(box=None, header_style="dim")
     for column in ("part", "width", "parameters", "GFLOP", "down/round", "up/round", "memory"):
         table.add_column(column, justify="right")

@@ -20,6 +20,7 @@ class RoundSettings:
     handoff: bool
     pinned: bool = False  # a part is its node's alone: secure aggregation's masks are tied to it
     least: int = 0  # without so many nodes no round opens
+    spare: bool = False  # a part that failed on every node that is there is left out
     sticky: bool = False  # a part stays with its node while that lives: same seed, same bytes
     backup_after: float = (
         0.0  # times the round's median, then a part goes to a second node; 0: never

@@ -84,6 +84,14 @@ def names_text(names: Iterable[str]) -> str:
     return ", ".join(told) or "nothing"
 
 
+def short_text(value: float) -> str:
+    """A large number in three digits that count: 1.5k, 24.3M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
 def moment_text(iso: str) -> str:
     """An ISO 8601 moment without its T and its fractions: 2026-03-02 09:14:05 UTC."""
     try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from partsum.coordinator.store import Store
 from partsum.coordinator.summary import config_digest
 from partsum.shared.config import RunConfig, parse_config
 from partsum.shared.errors import ConfigError, StateError
-from partsum.shared.files import write_file
+from partsum.shared.files import sync_file, sync_folder, write_file
 
 DEEPSPEED_COPY = "deepspeed.json"  # the user's file, as it was when the run was started
 
@@ -33,10 +35,11 @@ class RunFolder:
 def new_run(config: RunConfig, text: str, now: float, source: Path = Path("run.toml")) -> Store:
     """Make runs/NAME-TIME and let runs/latest point at it.
 
-    ``source`` is where the config lies: a DeepSpeed file that it names is copied from beside it.
+    ``source`` is where the config lies: the files that it names are copied from beside it.
     """
     given = config.handoff.deepspeed_config
     deepspeed = _read_given(source.parent / given) if given is not None else None
+    models = given_models(config, source)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
     parent = Path(config.folder)
     path = parent / f"{config.name}-{stamp}"
@@ -50,6 +53,7 @@ def new_run(config: RunConfig, text: str, now: float, source: Path = Path("run.t
             raise StateError(f"cannot make the run folder {path}: {error}") from error
     if deepspeed is not None:
         write_file(path / DEEPSPEED_COPY, deepspeed.encode())
+    _copy(models, copied_models(config, path))
     write_file(path / "config.toml", text.encode())
     latest = parent / "latest"
     fresh = parent / f".latest-{path.name}"
@@ -61,6 +65,28 @@ def new_run(config: RunConfig, text: str, now: float, source: Path = Path("run.t
     return store
 
 
+def given_models(config: RunConfig, source: Path) -> list[Path]:
+    """Where the models lie that the base is to be grown from; ``source`` is the config's file."""
+    return [source.parent / given for given in config.start.models]
+
+
+def copied_models(config: RunConfig, folder: Path) -> list[Path]:
+    """Where a run's own copies of them lie, whatever becomes of the others."""
+    names = (Path(given).name for given in config.start.models)
+    return [folder / "start" / f"{k}-{name}" for k, name in enumerate(names)]
+
+
+def _copy(sources: list[Path], targets: list[Path]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.parent.mkdir(exist_ok=True)
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise ConfigError(f"start.models: cannot copy {source}: {error.strerror}") from error
+        sync_file(target)
+        sync_folder(target.parent)
+
+
 def _read_given(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -70,14 +96,23 @@ def _read_given(path: Path) -> str:
 
 def unfinished_run(config: RunConfig) -> Path | None:
     """The newest run of this very config that has not finished, if there is one."""
+    return next((path for path, state in _runs_of(config) if state != "finished"), None)
+
+
+def finished_run(config: RunConfig) -> Path | None:
+    """The newest run of this very config that has finished, if there is one."""
+    return next((path for path, state in _runs_of(config) if state == "finished"), None)
+
+
+def _runs_of(config: RunConfig) -> Iterator[tuple[Path, object]]:
+    """The runs of this very config, the newest first, and what state each is in."""
     digest, parent = config_digest(config), Path(config.folder)
     latest = (parent / "latest").resolve()  # names tell the wall clock, which may have been set
     newest_first = sorted(parent.glob(f"{config.name}-*"), reverse=True)
     for path in sorted(newest_first, key=lambda path: path.resolve() != latest):
         facts = read_facts(path)
-        if facts.get("config_digest") == digest and facts.get("state") != "finished":
-            return path
-    return None
+        if facts.get("config_digest") == digest:
+            yield path, facts.get("state")
 
 
 def read_facts(folder: Path) -> dict[str, object]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -140,15 +139,6 @@ def whole_tensors(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> dict[s
             whole[id(tensor)] = (tensor if master is None else master).detach().cpu()
         tensors[name] = whole[id(tensor)].to(dtypes[name])
     return tensors
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that this process has held: the GPU's, or on CPUs the resident set's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # Not getrusage, whose peak includes that of the process this one was forked from.
-    status = Path("/proc/self/status").read_text()
-    return next(int(li.split()[1]) for li in status.splitlines() if li.startswith("VmHWM")) * 1024
 
 
 def log(text: str) -> None:

@@ -19,11 +19,11 @@ from partsum.coordinator.handoff_engine import (
     Place,
     build_model,
     log,
-    peak_memory_bytes,
     start_engine,
     whole_tensors,
 )
 from partsum.shared.errors import HandoffError
+from partsum.shared.memory import peak_memory_bytes
 from partsum.shared.messages import TaskSpec
 from partsum.shared.schedule import handoff_rate
 from partsum.shared.task import (

@@ -102,7 +102,7 @@ def handoff_job(run: Run) -> HandoffJob:
     config = run.config
     plan = run.store.plan(run.next_round - 1) if run.next_round else None
     grouped = config.handoff.norms == "grouped"
-    norm_parts = run.workshop.norm_parts(plan) if grouped and plan else []
+    norm_parts = run.workshop.norm_parts(plan) if grouped else []
     return HandoffJob(
         task=config.task,
         base=run.store.base_path(base_name(run.next_round)),

@@ -84,8 +84,10 @@ class Intake:
     def spool(self, node: Node, update: Update) -> Path:
         """The file that an update's bytes are gathered in."""
         who = xxhash.xxh3_64_hexdigest(node.name.encode())  # the same after a restart
-        name = f"push-r{update.round}-p{update.part_index}-{who}-{update.sent.digest}"
-        return self._run.store.spool_path(name)
+        name = f"push-r{update.round}-p{update.part_index}-{who}"
+        # Its size too: under one of another size the same digest is that of other bytes.
+        sent = update.sent
+        return self._run.store.spool_path(f"{name}-{sent.digest}.{sent.size_bytes}")
 
     def begin_spool(self, node: Node, update: Update) -> Path:
         """The same, to be written; what the node sent of another update of the part is dropped.
@@ -116,6 +118,8 @@ class Intake:
             change = await self._run.check_update(path, plan, update.part_index)
         except UpdateRefusedError:
             path.unlink(missing_ok=True)
+            if self.update_wanted(node, update):
+                return  # the round has closed: what was looked at may have been written over
             raise
         if self.update_wanted(node, update):
             path.unlink(missing_ok=True)

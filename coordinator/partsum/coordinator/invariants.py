@@ -143,12 +143,15 @@ def _certify_merge(
 
 
 def noisy_model(task: Task) -> nn.Module:
-    """The task's model with no parameter left at 0 or 1, where an error would not show."""
+    """The task's model with nothing left at 0 or 1, where an error would not show."""
     model = seeded_model(task, 0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        for name, buffer in model.named_buffers():
+            if name.endswith((".running_mean", ".running_var")):  # a variance stays positive
+                buffer.add_(0.1 * torch.rand(buffer.shape, generator=generator))
     return model
 
 

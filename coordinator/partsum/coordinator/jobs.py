@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from partsum.coordinator.events import RoundSettings
+
 
 @dataclass
 class Member:
@@ -20,7 +22,7 @@ class Member:
 class Job:
     """A part of the current round."""
 
-    # out: pinned to a node that failed or is lost, so that this round goes on without it
+    # out: failed, or pinned to a node that is lost, so that this round goes on without it
     state: Literal["pending", "assigned", "in", "out"] = "pending"
     node: str = ""  # who has it, or had it last
     backup: str = ""  # who trains a second copy, because ``node`` is slow
@@ -49,6 +51,17 @@ class Job:
 
 
 def deal(
+    jobs: Mapping[int, Job], members: Mapping[str, Member], settings: RoundSettings, now: float
+) -> list[tuple[str, int]]:
+    """Pending parts to idle nodes."""
+    if settings.pinned:
+        return deal_pinned(jobs, members, now)
+    if settings.spare:
+        leave_out(jobs, members)
+    return deal_free(jobs, members, settings.sticky, now)
+
+
+def deal_free(
     jobs: Mapping[int, Job], members: Mapping[str, Member], sticky: bool, now: float
 ) -> list[tuple[str, int]]:
     """Pending parts to idle nodes: first to who had them, then to whoever is free.
@@ -96,6 +109,14 @@ def deal_pinned(
         for part, job in jobs.items()
         if job.state == "pending" and job.node in free
     ]
+
+
+def leave_out(jobs: Mapping[int, Job], members: Mapping[str, Member]) -> None:
+    """Parts that have failed on every node that is there would fail again: they are out."""
+    here = set(alive(members))
+    for job in jobs.values():
+        if job.state == "pending" and here and here <= job.failed_on:
+            job.state = "out"
 
 
 def slow_parts(jobs: Mapping[int, Job], factor: float) -> dict[int, float]:

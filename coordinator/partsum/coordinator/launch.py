@@ -99,6 +99,10 @@ def _open(config: Path | None, resume: Path | None, new: bool) -> tuple[RunConfi
 
     # What cannot be used is answered before there is a folder for its run.
     open_access(loaded.server, time.time())
-    load_task(TaskSpec(loaded.task.name, loaded.task.options))
+    task = load_task(TaskSpec(loaded.task.name, loaded.task.options))
+    if loaded.start.models:
+        from partsum.coordinator.growth.start import check_models
+
+        check_models(loaded, task, config)
     text = config.read_text(encoding="utf-8")
     return loaded, new_run(loaded, text, time.time(), config)

@@ -3,15 +3,17 @@
 Where parts overlap, elements are means weighted by samples (FedAvg, 1602.05629; by element for
 parts of different width, HeteroFL, 2010.01264); where they are disjoint they are scattered (IST,
 1910.02120). A tensor of a branch that some parts skip is a matter of the others alone. Memory is a
-few times the largest tensor, whatever the number of updates.
+few blocks of rows, whatever the number of updates and the size of a tensor.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -22,7 +24,8 @@ from partsum.coordinator.contribution import Contribution as Contribution
 from partsum.coordinator.contribution import Readable as Readable
 from partsum.coordinator.contribution import Tensors as Tensors
 from partsum.coordinator.contribution import rows_of
-from partsum.coordinator.strategies.blocks import Where, held_rows, row_blocks
+from partsum.coordinator.strategies.blocks import Held, held_rows, row_blocks
+from partsum.coordinator.strategies.means import mean, scattered, uneven_mean
 from partsum.coordinator.strategies.middle import merge_middle
 from partsum.shared.part import Part, absent, index_map, region
 from partsum.shared.spares import Spares
@@ -46,6 +49,7 @@ class MergeRule:
 
 
 _BLOCK_BYTES = 2 << 20  # stays in the processor's cache, and no page is touched for the first time
+_AHEAD_BYTES = 32 << 20  # that wait for the disk: a sync comes after as many
 
 BLOCK = MergeRule("zero", weigh_readouts=True)
 AVERAGE = MergeRule()
@@ -81,45 +85,50 @@ class Merger:
         self._block_bytes = block_bytes
 
     def merge(self, name: str, old: Tensor) -> Tensor:
-        """The merged tensor of that name; ``old`` is the base's, and is not changed.
+        """The merged tensor of that name; ``old`` is the base's, and is not changed."""
+        merged = torch.empty_like(old)
+        rows, done = rows_of(merged), 0
+        for piece in self.pieces(name, Tensors({name: old}), old.shape, old.dtype):
+            rows[done : done + len(piece)] = piece
+            done += len(piece)
+        return merged
 
-        Identical contributions give exactly their value, bit for bit, whatever their weights.
-        Integer and bool tensors (counters, masks) take the largest value seen.
+    def pieces(
+        self, name: str, old: Readable, shape: Sequence[int], dtype: torch.dtype
+    ) -> Iterator[Tensor]:
+        """The rows of the merged tensor of that name, some at a time, each in memory of its own.
+
+        ``old`` is the base, and is not changed. Identical contributions give exactly their value,
+        bit for bit, whatever their weights. Integer and bool tensors (counters, masks) take the
+        largest value seen, and come in one piece, as medians do.
         """
         carriers = [share for share in self._shares if name not in share.absent]
         cut = any(name in share.kept for share in carriers)
-        if name in self._widths.scales and any(share.part.units for share in carriers):
-            return old
-        if not carriers:
-            return old
         forget = cut and self._rule.unseen == "zero"
         disjoint = cut and self._disjoint and name not in self._partly_shared
-        if not old.is_floating_point():
-            return _largest(name, torch.zeros_like(old) if forget else old.clone(), carriers)
-        if self._rule.cut is not None and not disjoint:
-            origins = [share.origin for share in carriers]
-            kept = [share.kept for share in carriers]
-            return merge_middle(name, old, origins, kept, self._rule.cut)
-        merged = torch.empty_like(old)
-        old_rows, merged_rows = rows_of(old), rows_of(merged)
-        row_bytes = 4 * math.prod(old_rows.shape[1:])
-        for rows in row_blocks(old.shape, row_bytes, self._block_bytes):
-            start = old_rows[rows]
-            block = torch.zeros_like(start) if forget else start.clone()
-            held = _held(name, block, rows.start, carriers)
-            if disjoint:
-                self._scatter(name, block, held)
-            elif cut:
-                block = _uneven_mean(block, held)
-            else:
-                block = _mean(block, held)
-            merged_rows[rows] = block
-        return merged
+        if not carriers or self._is_own(name, carriers):
+            for rows in self._blocks(shape):
+                yield old.read_rows(name, rows.start, rows.stop)
+        elif not dtype.is_floating_point:
+            start = torch.zeros(shape, dtype=dtype) if forget else old.read(name).clone()
+            yield rows_of(_largest(name, start, carriers))
+        elif self._rule.cut is not None and not disjoint:
+            shares, maps = [share.origin for share in carriers], [share.kept for share in carriers]
+            yield rows_of(merge_middle(name, old.read(name), shares, maps, self._rule.cut))
+        else:
+            weigh = self._rule.weigh_readouts and name in self._widths.readouts
+            fold = partial(scattered, weigh=weigh) if disjoint else uneven_mean if cut else mean
+            for rows in self._blocks(shape):
+                start = old.read_rows(name, rows.start, rows.stop)
+                block = torch.zeros_like(start) if forget else start.clone()
+                yield fold(block, _held(name, block, rows.start, carriers)).to(dtype)
 
-    def _scatter(self, name: str, block: Tensor, held: _Held) -> None:
-        weigh = self._rule.weigh_readouts and name in self._widths.readouts
-        for value, where, weight in held:
-            block[where] = (value * weight if weigh else value).to(block.dtype)
+    def _is_own(self, name: str, carriers: Sequence[_Share]) -> bool:
+        """Whether the tensor is a constant of the base's own, of which parts know nothing."""
+        return name in self._widths.scales and any(share.part.units for share in carriers)
+
+    def _blocks(self, shape: Sequence[int]) -> Iterator[slice]:
+        return row_blocks(shape, 4 * math.prod(shape[1:]), self._block_bytes)
 
 
 class _Share:
@@ -134,45 +143,12 @@ class _Share:
         self.absent = absent(widths, origin.part)
 
 
-_Held = Iterator[tuple[Tensor, Where, float]]
-
-
-def _held(name: str, block: Tensor, first: int, carriers: Sequence[_Share]) -> _Held:
+def _held(name: str, block: Tensor, first: int, carriers: Sequence[_Share]) -> Held:
     """What each part that counts holds of a block of rows: values, where, and their weight."""
     for share in carriers:
         found = held_rows(share.tensors, name, share.kept.get(name, {}), block, first)
         if found is not None:
             yield *found, share.weight
-
-
-def _mean(block: Tensor, held: _Held) -> Tensor:
-    """A running weighted mean: m += (x - m) w / W, which leaves m as it is where x == m."""
-    wide = torch.promote_types(block.dtype, torch.float32)
-    merged, seen = block.to(wide), 0.0
-    for value, _, weight in held:
-        if weight == 0:
-            continue
-        seen += weight
-        if seen == weight:  # what was there must not count, be it nan
-            merged.copy_(value)
-        else:
-            merged.lerp_(value.to(wide), weight / seen)
-    return merged
-
-
-def _uneven_mean(block: Tensor, held: _Held) -> Tensor:
-    """The same where elements are held by different sets of parts."""
-    wide = torch.promote_types(block.dtype, torch.float32)
-    merged = block.to(wide)
-    seen = torch.zeros(merged.shape, dtype=wide)
-    for value, where, weight in held:
-        if weight == 0:
-            continue
-        fresh = seen[where] == 0
-        seen[where] += weight
-        mean = torch.lerp(merged[where], value.to(wide), weight / seen[where])
-        merged[where] = torch.where(fresh, value.to(wide), mean)
-    return merged
 
 
 def _largest(name: str, merged: Tensor, carriers: Sequence[_Share]) -> Tensor:
@@ -212,24 +188,36 @@ def write_merged(
     durable: bool = True,
     spares: Spares | None = None,
 ) -> str:
-    """Write what a merger makes of a base to a new file; returns its digest."""
+    """Write what a merger makes of a base to a new file; returns its digest.
+
+    A plain merge goes by rows, so that it takes a few MB however large a tensor is; what stands in
+    front of one (an outer step, noise, copies) needs each tensor whole.
+    """
     with TensorFile(base) as old:
         shapes = {name: (info.dtype, info.shape) for name, info in old.tensors.items()}
         writer = TensorWriter(out, shapes, metadata, spares)
         try:
-            with ThreadPoolExecutor(1, "merged") as pen:  # merges one tensor, writes the one before
-                written: Future[None] | None = None
+            with ThreadPoolExecutor(1, "merged") as pen:  # writes while the next rows are merged
+                unwritten: deque[tuple[int, Future[None]]] = deque()
                 for name in writer.order:
-                    merged = merger.merge(name, old.read(name))
-                    if written is not None:
-                        written.result()
-                    written = pen.submit(writer.write, name, merged, durable)
-                if written is not None:
+                    for piece in _pieces(merger, name, old):
+                        written = pen.submit(writer.write_rows, name, piece, durable)
+                        unwritten.append((piece.nbytes, written))
+                        while len(unwritten) > 2 and sum(n for n, _ in unwritten) > _AHEAD_BYTES:
+                            unwritten.popleft()[1].result()
+                for _, written in unwritten:
                     written.result()
             return writer.commit(durable)
         except BaseException:
             writer.abandon()
             raise
+
+
+def _pieces(merger: Merging, name: str, old: TensorFile) -> Iterator[Tensor]:
+    if isinstance(merger, Merger):
+        info = old.tensors[name]
+        return merger.pieces(name, old, info.shape, info.dtype)
+    return iter([rows_of(merger.merge(name, old.read(name)))])
 
 
 def merge_state(

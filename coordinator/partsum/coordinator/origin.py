@@ -22,7 +22,7 @@ class Origin:
         value = self._start.read(name)
         return torch.zeros_like(value) if name in self._gradients else value
 
-    def read_rows(self, name: str, first: int, last: int) -> Tensor:
+    def read_rows(self, name: str, first: int, last: int, lead: int = 1) -> Tensor:
         """Rows of it."""
-        value = self._start.read_rows(name, first, last)
+        value = self._start.read_rows(name, first, last, lead)
         return torch.zeros_like(value) if name in self._gradients else value

@@ -25,8 +25,9 @@ _BLOCK = 1 << 16  # elements at a time: in double precision all that is needed f
 class OuterStep:
     """Steps a base, and keeps the moments in the folder of the bases.
 
-    ``trained`` names what training changes; all else is merged, and nothing more. Files of
-    ``spares`` are written over, if there are any.
+    ``trained`` names what training changes; all else is merged, and nothing more. The base goes
+    ``factors`` times as far as the optimizer says (see `layers`), whose moments know nothing of it.
+    Files of ``spares`` are written over, if there are any.
     """
 
     def __init__(
@@ -35,11 +36,13 @@ class OuterStep:
         trained: Set[str],
         folder: Path,
         spares: Spares | None = None,
+        factors: Mapping[str, float] | None = None,
     ) -> None:
         self._optimizer = optimizer
         self._trained = trained
         self._folder = folder
         self._spares = spares
+        self._factors = factors or {}
 
     def apply(
         self, old: Path, merger: Merging, out: Path, metadata: Mapping[str, str], round: int
@@ -51,7 +54,8 @@ class OuterStep:
             after = TensorWriter(ended, self._shapes(old), spares=self._spares)
             try:
                 stepped = Stepped(merger, self._optimizer, before, after, self._trained)
-                digest = write_merged(old, stepped, out, metadata, spares=self._spares)
+                scaled = Scaled(stepped, self._factors)
+                digest = write_merged(old, scaled, out, metadata, spares=self._spares)
                 after.commit()
             except BaseException:
                 after.abandon()
@@ -116,3 +120,24 @@ class Stepped:
         step = self._optimizer.step(change, after)
         merged.copy_(torch.where(held, old + step, old))
         moments.copy_(torch.where(held, after, moments))
+
+
+class Scaled:
+    """A merger whose tensors go ``factors`` times as far from the base as the inner one's.
+
+    What is not named is as the inner one leaves it. A factor of 1 changes no bit, and elements that
+    no part holds stay where they are.
+    """
+
+    def __init__(self, inner: Merging, factors: Mapping[str, float]) -> None:
+        self._inner = inner
+        self._factors = factors
+
+    def merge(self, name: str, old: Tensor) -> Tensor:
+        """The tensor of that name; ``old`` is the base's, and is not changed."""
+        merged = self._inner.merge(name, old)
+        factor = self._factors.get(name, 1.0)
+        if factor == 1.0:
+            return merged
+        wide = torch.promote_types(old.dtype, torch.float32)
+        return torch.lerp(old.to(wide), merged.to(wide), factor).to(old.dtype)

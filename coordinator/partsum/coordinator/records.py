@@ -31,6 +31,7 @@ class RoundPlan:
     parts: tuple[PlannedPart, ...]
     progress: tuple[float, float]
     ahead_to: float = 0.0  # where the next round ends there, if nodes may begin it early; 0: no
+    needed: int = 0  # updates without which it cannot close, beside the quorum
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class Recovery:
         if path.exists() and known and (damaged := _damaged([(path, known)])):
             self._tell("rebuilt", f"{damaged}; it is made again from the seed")
             path.unlink()
-        self.workshop.initial_base()
+        self.workshop.first_base.write()
         digest = file_digest(path)
         if known not in (None, digest):
             raise self._not_again("its first base")

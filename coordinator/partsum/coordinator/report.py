@@ -31,6 +31,7 @@ from partsum.coordinator.report_tables import (
     meter,
     node_table,
     phase_table,
+    ranking_table,
     round_table,
     trouble_table,
 )
@@ -263,6 +264,7 @@ def _parts(summary: Summary) -> str:
         + element("p", note, class_="note")
         + element("ul", *keys, class_="legend")
         + picture
+        + ranking_table(summary)
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from partsum.coordinator.figures import seconds_text
+from partsum.coordinator.ranges import Ranges
 from partsum.coordinator.report_svg import (
     Scale,
     box,
@@ -18,7 +19,7 @@ from partsum.coordinator.report_svg import (
     nice_ticks,
     time_axis,
 )
-from partsum.coordinator.summary import NodeSummary, Ranges, Summary, TimelineSummary
+from partsum.coordinator.summary import NodeSummary, Summary, TimelineSummary
 
 WIDTH = 880.0
 _LEFT = 96.0  # the same for all that has a time axis, so that moments line up

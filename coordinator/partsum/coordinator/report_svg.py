@@ -122,8 +122,13 @@ def time_axis(scale: Scale, y: float, top: float) -> str:
 
 
 def drawing(width: float, height: float, description: str, parts: Sequence[str]) -> str:
+    """A `picture` in a box of its own, which scrolls where the page is narrow."""
+    return element("div", picture(width, height, description, parts), class_="wide")
+
+
+def picture(width: float, height: float, description: str, parts: Sequence[str]) -> str:
     """An SVG picture that says what it shows to those who cannot see it."""
-    picture = element(
+    return element(
         "svg",
         *parts,
         viewBox=f"0 0 {width:g} {height:g}",
@@ -131,4 +136,3 @@ def drawing(width: float, height: float, description: str, parts: Sequence[str])
         aria_label=description,
         xmlns="http://www.w3.org/2000/svg",
     )
-    return element("div", picture, class_="wide")

@@ -163,6 +163,31 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def ranking_table(summary: Summary) -> str:
+    """Each hidden group as planner relevance ranked it; empty where it did not."""
+    if not summary.ranking:
+        return ""
+    score = summary.config.get("relevance", {}).get("score", "")
+    heads = ("group", "units", "shared by all parts", "highest score", "lowest", "noise")
+    rows = [
+        (
+            ranked.group,
+            count_text(ranked.units),
+            count_text(ranked.shared),
+            f"{ranked.strongest:.3g}",
+            f"{ranked.weakest:.3g}",
+            share_text(ranked.sparse_share),
+        )
+        for ranked in summary.ranking
+    ]
+    note = f"Ranked by {score} before the first round. Noise: weights with log alpha above 3."
+    return (
+        element("h3", "Strong and weak units")
+        + element("p", escape(note), class_="note")
+        + folded(len(rows), "groups", table(heads, rows))
+    )
+
+
 def meter(rows: Sequence[tuple[str, Sequence[tuple[int, str]]]]) -> str:
     """Bars of bytes on one scale: a name and its pieces, each (bytes, CSS class)."""
     totals = [sum(size for size, _ in pieces) for _, pieces in rows]

@@ -19,7 +19,6 @@ from partsum.coordinator.jobs import (
     alive,
     deal,
     deal_backups,
-    deal_pinned,
     is_benched,
     slow_parts,
 )
@@ -203,11 +202,7 @@ class RoundMachine:
     def _assign(self, now: float) -> list[e.Action]:
         """Pending parts to idle nodes; to those still idle, second copies of the slowest parts."""
         actions: list[e.Action] = []
-        if self.settings.pinned:
-            given = deal_pinned(self.jobs, self.members, now)
-        else:
-            given = deal(self.jobs, self.members, self.settings.sticky, now)
-        for node, part in given:
+        for node, part in deal(self.jobs, self.members, self.settings, now):
             job = self.jobs[part]
             job.state, job.node, job.given_at = "assigned", node, now
             self.members[node].state = "busy"

@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from partsum.coordinator.base import Base
 from partsum.coordinator.clock import RunClock, Stages
-from partsum.coordinator.clusters import make_clusters
 from partsum.coordinator.cohort import Change
 from partsum.coordinator.cutter import blob_of
 from partsum.coordinator.folder import DEEPSPEED_COPY
@@ -23,12 +21,13 @@ from partsum.coordinator.handoff import HandoffProgress
 from partsum.coordinator.handoff_config import deepspeed_settings
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.leaderboard import Leaderboard
-from partsum.coordinator.planner import equal_fractions
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.recovery import Recovery
 from partsum.coordinator.search import used_gates
+from partsum.coordinator.search_workshop import SearchWorkshop
 from partsum.coordinator.standings import standings_of
 from partsum.coordinator.store import Store
+from partsum.coordinator.study.workshop import StudyWorkshop
 from partsum.coordinator.workplan import Workplan, make_workplan
 from partsum.coordinator.workshop import Workshop
 from partsum.shared.config import HandoffConfig, RunConfig
@@ -45,7 +44,6 @@ from partsum.shared.task import (
     data_digest,
     load_samples,
     load_task,
-    num_samples,
     task_digest,
 )
 
@@ -53,6 +51,12 @@ log = logging.getLogger(__name__)
 
 
 _CHECKS = 2  # updates looked at together: each holds some tensors, and nodes may be many
+
+
+def _workshop_kind(config: RunConfig) -> type[Workshop]:
+    if config.parts.is_study:
+        return StudyWorkshop
+    return SearchWorkshop if config.parts.is_search else Workshop
 
 
 class Run:
@@ -77,7 +81,8 @@ class Run:
             torch.set_deterministic_debug_mode("warn")
         device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
         self.base = Base(self.task, device)
-        self.workshop = Workshop(config, store, self.base, self.train, self.validation)
+        kind = _workshop_kind(config)
+        self.workshop = kind(config, store, self.base, self.train, self.validation)
         self._checks = asyncio.Semaphore(_CHECKS)
         self.next_round = 0
         self.loss: float | None = None
@@ -121,17 +126,10 @@ class Run:
         self.workshop.aggregator.prepare()
         if self._workplan is None:  # else it was certified, and neither task nor data has changed
             trial = make_workplan(self.config, self.base, self.train, {})
-            parts = self.workshop.cutter.slices(trial)
-            grouped = self.workshop.block or self.config.parts.is_copies
-            certify(self.base, parts, grouped, self.validation)
+            cutter = self.workshop.cutter
+            certify(self.base, cutter.slices(trial), cutter.cuts_all, self.validation)
             certify_gates(self.base, used_gates(self.config, self.base), self.validation)
-        recovery.recover_clusters(self._make_clusters)
-
-    def _make_clusters(self) -> list[np.ndarray]:
-        if len(self.workshop.cutter.cluster_paths()) == 1:
-            return [np.arange(num_samples(self.train))]
-        shares = equal_fractions(self.config.parts.count)
-        return make_clusters(self.config.data, self.task, self.train, shares, self.config.seed)
+        recovery.recover_clusters(self.workshop.cutter.make_clusters)
 
     # -- rounds -----------------------------------------------------------------------------------
 
@@ -148,6 +146,8 @@ class Run:
                 await asyncio.to_thread(self.workshop.cutter.restore_starts, plan)
         else:
             with self.stages.timing("plan"):
+                if round == 0:
+                    await asyncio.to_thread(self.workshop.first_base.rank_units)
                 workplan = await asyncio.to_thread(self.workplan, profiles)
                 plan = await asyncio.to_thread(self.workshop.cutter.plan_round, workplan, round)
             self.store.open_round(plan, self.opened)
@@ -176,7 +176,7 @@ class Run:
     async def check_update(self, path: Path, plan: RoundPlan, part: int) -> Change:
         """How far an update lies from its start. Raises UpdateRefusedError: it does not fit."""
         async with self._checks:
-            return await asyncio.to_thread(self.workshop.inspector.check, path, plan, part)
+            return await asyncio.to_thread(self.workshop.check_update, path, plan, part)
 
     async def decode_update(
         self, path: Path, update: Update, plan: RoundPlan
@@ -216,6 +216,12 @@ class Run:
             if not self.store.journal.back_up():
                 keep = 0  # the last backup still speaks of the bases that would go now
             self.store.tidy(keep, self.workshop.kept_paths(keep))
+            if round + 1 == self.config.parts.rounds:
+                self.store.spares.clear()  # nothing comes that could be written over them
+
+    def leave(self) -> None:
+        """This coordinator ends: what takes long in a worker thread is not waited for."""
+        self.workshop.first_base.survey.leave()
 
     def epsilon(self) -> float | None:
         """What the bases so far have spent of privacy; None where none is promised."""

@@ -28,7 +28,7 @@ from partsum.shared.errors import (
     UpdateRefusedError,
     WireError,
 )
-from partsum.shared.files import CHUNK_BYTES
+from partsum.shared.files import CHUNK_BYTES, is_at
 from partsum.shared.frames import Frame, frame_of, pull_to_bytes, push_from_bytes
 from partsum.shared.messages import NodeProfile, Progress, Update
 from partsum.shared.partial import held_bytes
@@ -151,6 +151,9 @@ class CoordinatorService:
             file.seek(offset)
             reader = Reader(node.name, context)
             while data := file.read(CHUNK_BYTES):
+                if not is_at(path, file.fileno()):  # it may be written over: with anybody's bytes
+                    words = "the blob has gone: its round has closed"
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, words)
                 node.bytes_sent += len(data)
                 with reader.reads_in_time():
                     yield frame_of(offset, data)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from partsum.coordinator.base import Base, seeded_model
+from partsum.coordinator.clones import with_noise
 from partsum.coordinator.merge import Contribution
 from partsum.shared.part import Part, cut_module, fresh_module
 
-_NOISE = 0.1  # of each tensor's spread: clones without noise stay symmetric (failure mode 8)
+_NOISE = 0.1  # clones without noise stay symmetric (failure mode 8)
 
 
 def stand_in(base: Base, part: Part, live: Sequence[Contribution], seed: int) -> dict[str, Tensor]:
@@ -31,10 +32,4 @@ def stand_in(base: Base, part: Part, live: Sequence[Contribution], seed: int) ->
 
 def _noisy(tensors: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    noisy = {}
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.dim() > 1:
-            noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
-            tensor = tensor + _NOISE * tensor.std() * noise
-        noisy[name] = tensor
-    return noisy
+    return {name: with_noise(tensor, _NOISE, generator) for name, tensor in tensors.items()}

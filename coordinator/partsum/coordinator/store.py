@@ -2,6 +2,7 @@
 
     runs/NAME-TIME/
       config.toml            as given
+      start/                 copies of the models that the base is grown from, if there are any
       journal.sqlite         rounds, updates, events; one transaction commits a round
       journal.backup         the journal as of the last committed round
       bases/base-00003.safetensors

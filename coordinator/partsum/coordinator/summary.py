@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import xxhash
 from pydantic import Field, ValidationError
 
+from partsum.coordinator.ranges import Ranges
 from partsum.coordinator.summary_record import Measured
 from partsum.coordinator.summary_record import Record as Record
 from partsum.coordinator.summary_structures import SearchSummary
 from partsum.shared.config import RunConfig
 from partsum.shared.errors import StateError
 from partsum.shared.files import sync_folder
-from partsum.shared.messages import Part
-
-Ranges = tuple[tuple[int, int], ...]
-"""Sorted units as half-open ranges (first, one past the last)."""
 
 
 class PhaseSummary(Record):
@@ -141,6 +137,23 @@ class RoundSummary(Record):
     """When it was committed."""
 
 
+class RankingSummary(Record):
+    """How one width group was ranked, with planner relevance."""
+
+    group: str
+    """The width group."""
+    units: int
+    """How many units it has."""
+    shared: int
+    """How many of them, the strongest, every part holds."""
+    strongest: float
+    """The highest score of a unit."""
+    weakest: float
+    """The lowest score of a unit."""
+    sparse_share: Measured
+    """Share of its weights whose log alpha is above 3: noise; null: the score was not ard."""
+
+
 class HandoffPoint(Record):
     """The hand-off at one step."""
 
@@ -221,6 +234,8 @@ class Summary(Record):
     """Gates that are off in the final model: the branches that it lacks."""
     search: SearchSummary | None = None
     """The search over structures; null: there was none."""
+    ranking: tuple[RankingSummary, ...] = ()
+    """Each hidden width group as it was ranked before the first round; empty: it was not."""
     full_model_bytes: int | None = None
     """What federated averaging of the full base would have moved in the same rounds, both ways."""
     final_accuracy: Measured = None
@@ -241,22 +256,6 @@ def config_digest(config: RunConfig) -> str:
     """The digest of a config that is shown in the summary, 32 hex digits."""
     text = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     return xxhash.xxh3_128_hexdigest(text.encode())
-
-
-def unit_ranges(units: Iterable[int]) -> Ranges:
-    """Sorted units as half-open ranges: (0, 1, 2, 7) becomes ((0, 3), (7, 8))."""
-    ranges: list[tuple[int, int]] = []
-    for unit in units:
-        if ranges and ranges[-1][1] == unit:
-            ranges[-1] = (ranges[-1][0], unit + 1)
-        else:
-            ranges.append((unit, unit + 1))
-    return tuple(ranges)
-
-
-def part_picture(part: Part) -> dict[str, Ranges]:
-    """A part as the summary shows it."""
-    return {name: unit_ranges(units) for name, units in part.units.items()}
 
 
 def write_summary(path: Path, summary: Summary) -> None:

@@ -33,6 +33,7 @@ def round_settings(config: RunConfig) -> RoundSettings:
         sticky=needs_its_node(config),
         pinned=secure,
         least=max(LEAST_MEMBERS, quorum) if secure else 0,
+        spare=parts.is_study,
     )
 
 

@@ -127,8 +127,8 @@ class UnmaskedMean:
         mean, dtype = torch.from_numpy(values).view(shape), self._dtypes[name]
         return (mean if dtype.is_floating_point else mean.round()).to(dtype)
 
-    def read_rows(self, name: str, first: int, last: int) -> Tensor:
+    def read_rows(self, name: str, first: int, last: int, lead: int = 1) -> Tensor:
         """Rows of the mean; the tensor that was asked for last is kept, for its other rows."""
         if self._last[0] != name:
-            self._last = (name, rows_of(self.read(name)))
-        return self._last[1][first:last]
+            self._last = (name, self.read(name))
+        return rows_of(self._last[1], lead)[first:last]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from partsum.coordinator.base import Base
 from partsum.coordinator.cost import part_cost, parts_share
-from partsum.coordinator.planner import equal_fractions, measured_fractions, plan_parts
+from partsum.coordinator.planner import Ranking, equal_fractions, measured_fractions, plan_parts
+from partsum.coordinator.planner.sweep import cells
 from partsum.coordinator.search import rung_sizes
 from partsum.shared.config import PartsConfig, RunConfig
 from partsum.shared.messages import NodeProfile
@@ -31,6 +32,9 @@ def make_workplan(
     config: RunConfig, base: Base, train: Samples, profiles: Mapping[str, NodeProfile]
 ) -> Workplan:
     """The work plan for these nodes; with none known, widths are as given or equal."""
+    if config.parts.is_study:
+        shares = tuple(cell.keep for cell in cells(config.study))
+        return Workplan(shares, ("",) * len(shares), 1.0)
     fractions, holders = _fractions(config.parts, profiles)
     return Workplan(fractions, holders, _share(config, base, train, fractions))
 
@@ -64,7 +68,8 @@ def _share(config: RunConfig, base: Base, train: Samples, fractions: tuple[float
     if config.parts.is_search:
         return _search_share(config, base, train)
     off = config.gates.off
-    parts = set(plan_parts(config.parts, base.widths, fractions, config.seed, 0, off))
+    alike = Ranking({}, config.relevance.shared)  # only the parts' sizes count
+    parts = set(plan_parts(config.parts, base.widths, fractions, config.seed, 0, alike, off))
     costs = [
         part_cost(base.shape, base.widths, part, base.task, train, batch).flops_per_sample
         for part in parts

@@ -7,6 +7,7 @@ here knows a socket or a clock but for the stage timer that it is given.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -16,20 +17,22 @@ from typing import Any
 from partsum.coordinator.aggregate import Aggregator
 from partsum.coordinator.base import Base
 from partsum.coordinator.clock import Stages
+from partsum.coordinator.cohort import Change
 from partsum.coordinator.copies import CopyMerger
 from partsum.coordinator.cutter import Cutter, base_name
 from partsum.coordinator.decoder import Decoder
+from partsum.coordinator.first_base import FirstBase
 from partsum.coordinator.gradients import GradientStep, moments_path
 from partsum.coordinator.inspector import Inspector
 from partsum.coordinator.invariants import assert_merge
 from partsum.coordinator.leaderboard import Leaderboard
 from partsum.coordinator.merge import Contribution, Merging, Tensors, write_merged
-from partsum.coordinator.outer import OuterStep
+from partsum.coordinator.outer import OuterStep, Scaled
 from partsum.coordinator.planner.complement import equal_slices
-from partsum.coordinator.ranking import Ranking, finite
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.stand_in import stand_in
 from partsum.coordinator.store import Store
+from partsum.coordinator.strategies.layers import step_factors
 from partsum.coordinator.strategies.optimizers import make_optimizer
 from partsum.coordinator.unmask import UnmaskedMean, shares_of
 from partsum.shared.config import RunConfig
@@ -46,6 +49,8 @@ log = logging.getLogger(__name__)
 class Workshop:
     """Works on one run's store."""
 
+    _cutter: type[Cutter] = Cutter
+
     def __init__(
         self, config: RunConfig, store: Store, base: Base, train: Samples, validation: Samples
     ) -> None:
@@ -55,22 +60,12 @@ class Workshop:
         self.train = train
         self.validation = validation
         self.block = config.parts.is_block
-        self.cutter = Cutter(config, store, base, train)
+        self.cutter = self._cutter(config, store, base, train)
         self.inspector = Inspector(config, store, base, self.cutter)
         self.decoder = Decoder(config, self.cutter, self.inspector)
         self.aggregator = Aggregator(config, store, base, self.inspector)
-        search = self.cutter.search
-        self.ranking = Ranking(config, store, base, search, train, validation) if search else None
-
-    def initial_base(self) -> None:
-        """Write base 0 where there is none yet."""
-        path = self.store.base_path(base_name(0))
-        if not path.exists():
-            parts = self.config.parts
-            residual = parts.planner == "complement" and parts.mode == "residual"
-            scale = 1 / parts.count if residual else 1.0
-            self.base.initial(path, self.config.seed, scale)
-            release_memory()
+        self.factors = step_factors(config.outer, base.shape)
+        self.first_base = FirstBase(config, store, base, train, validation)
 
     def update_path(self, round: int, part: int) -> Path:
         """Where an accepted update lies until its round is committed."""
@@ -84,19 +79,19 @@ class Workshop:
         travels = 3 if self.config.parts.moments == "travel" else 1  # two moments a weight
         return travels * size
 
+    def check_update(self, path: Path, plan: RoundPlan, part: int) -> Change:
+        """How far an update lies from its start. Raises UpdateRefusedError: it does not fit."""
+        return self.inspector.check(path, plan, part)
+
     # -- merging ----------------------------------------------------------------------------------
 
     def merge_round(
         self, plan: RoundPlan, missing: tuple[int, ...], stages: Stages
     ) -> tuple[RoundResult, dict[str, object]]:
         """Merge what is in into the next base: the result, and the facts to commit with it."""
-        stored = self.store.updates(plan.round)
-        received = {k: item for k, item in stored.items() if k not in missing}
+        received = self.store.updates(plan.round)
+        updates = {k: item.update for k, item in received.items() if k not in missing}
         out = self.store.base_path(base_name(plan.round + 1))
-        if self.ranking is not None:
-            paths = {k: self.update_path(plan.round, k) for k in received}
-            return self.ranking.close_round(plan, received, paths, out, stages)
-        updates = {k: item.update for k, item in received.items()}
         with ExitStack() as files:
             with stages.timing("merge"):
                 kept = self.store.fact("parts") or {}
@@ -117,8 +112,8 @@ class Workshop:
         return result, facts
 
     def board(self) -> Leaderboard | None:
-        """Of a search over structures, as of the last committed round."""
-        return self.cutter.search.board() if self.cutter.search else None
+        """Of a search over structures, as of the last committed round; None in other runs."""
+        return None
 
     def rebuild_base(self, round: int) -> str:
         """Merge a committed round of mode block again, from the parts kept of it; the digest."""
@@ -195,9 +190,12 @@ class Workshop:
         elif self.config.outer.optimizer != "average":
             optimizer = make_optimizer(self.config.outer)
             folder = self.store.folder / "bases"
-            outer = OuterStep(optimizer, self.base.trained, folder, self.store.spares)
+            spares = self.store.spares
+            outer = OuterStep(optimizer, self.base.trained, folder, spares, self.factors)
             digest = outer.apply(old, merger, out, metadata, plan.round)
         else:
+            if any(factor != 1 for factor in self.factors.values()):  # else it goes by rows
+                merger = Scaled(merger, self.factors)
             digest = write_merged(old, merger, out, metadata, spares=self.store.spares)
         if self.block:
             return digest
@@ -223,6 +221,9 @@ class Workshop:
             facts["unmasking"] = None  # it has served
         if self.config.wire.down == "int8":
             facts |= self._next_start(plan)
+        if self.config.parts.planner == "relevance":
+            version = plan.round + 1
+            facts |= self.first_base.survey.facts(self.store.base_path(base_name(version)), version)
         moments = moments_path(self.store.folder / "bases", plan.round + 1)
         return facts | ({"moments": file_digest(moments)} if moments.exists() else {})
 
@@ -266,9 +267,16 @@ class Workshop:
 
     # -- evaluation -------------------------------------------------------------------------------
 
-    def norm_parts(self, plan: RoundPlan) -> list[Part]:
-        """The parts whose slices layer norms keep to: those of mode block, else none."""
-        return [planned.part for planned in plan.parts] if self.block else []
+    def norm_parts(self, plan: RoundPlan | None) -> list[Part]:
+        """The parts whose slices layer norms keep to: those of mode block, else none.
+
+        Without a plan, as no round was made: the slices that base 0 is fused from.
+        """
+        if not self.block:
+            return []
+        if plan is None:
+            return self.first_base.start.check()
+        return [planned.part for planned in plan.parts]
 
     def _evaluate(
         self, plan: RoundPlan, shares: Mapping[int, Contribution], path: Path
@@ -281,3 +289,8 @@ class Workshop:
         if self.block:  # at every merge: what it finds would show nowhere else
             assert_merge(self.base, model, list(shares.values()), self.validation)
         return self.base.scores(model, self.validation) if wanted else None
+
+
+def finite(value: float) -> float | None:
+    """Nothing, for a task without a metric or a base that has diverged: the journal is JSON."""
+    return value if math.isfinite(value) else None

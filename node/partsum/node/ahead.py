@@ -100,14 +100,15 @@ class Ahead:
     def _take_up(self, job: Job) -> Training | None:
         """The training of this job, begun ahead and put right; None where there is none."""
         training, a = self._training, job.assignment
-        if training is None or not self._is_expected(a, training.job.assignment):
-            self.drop()
-            return None
-        assert job.start is not None
-        assert self._sent is not None
-        with TensorFile(job.start) as start:
-            put_right(training.model.module, start, self._sent)
-        self.drop()
+        try:
+            if training is None or not self._is_expected(a, training.job.assignment):
+                return None
+            assert job.start is not None
+            assert self._sent is not None
+            with TensorFile(job.start) as start:
+                put_right(training.model.module, start, self._sent)
+        finally:
+            self.drop()  # where that failed, half of it is put right: nobody may go on from it
         training.job, training.tally.assignment_id = job, a.id
         return training
 

@@ -7,6 +7,7 @@ is from then on what the coordinator will make of it, so that both sides have th
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,9 +18,12 @@ from torch import Tensor
 from partsum.node.trainer import Job, Trained
 from partsum.shared.encoded import Encoded, Read, file_shapes, restore, used_encoding, write_encoded
 from partsum.shared.encoding import Shapes, is_encoded
+from partsum.shared.errors import WireError
 from partsum.shared.messages import Blob
 from partsum.shared.moments import part_digest
 from partsum.shared.tensors import TensorFile
+
+log = logging.getLogger(__name__)
 
 
 def encode_update(trained: Trained, job: Job) -> Trained:
@@ -73,7 +77,15 @@ def _kept(job: Job, shapes: Shapes, files: ExitStack) -> Read | None:
     """What the last encoding lost; None where that was of another part: its units are others."""
     if job.residual is None:
         return None
-    file = files.enter_context(TensorFile(job.residual))
+    try:
+        file = files.enter_context(TensorFile(job.residual))
+    except WireError as error:  # it is not synced: that would cost more than it is worth
+        log.warning(
+            "assignment %s begins without what earlier encodings of its part lost: %s",
+            job.assignment.id,
+            error,
+        )
+        return None
     matrices = {name: shape for name, shape in shapes.items() if is_encoded(*shape)}
     same = file.metadata.get("part") == part_digest(job.assignment.part)
     return file.read if same and file_shapes(file) == matrices else None

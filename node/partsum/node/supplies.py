@@ -48,13 +48,17 @@ class Supplies:
     async def order(self, a: Assignment) -> Train:
         """The order to train it, once all that it needs is here."""
         ticket = self._worker.next_ticket()
+        # First all that comes: to make room for it, what only lies here may leave.
+        start = await self._start(a.start, a.start_delta) if a.start else None
+        cluster = await self._fetch(a.cluster)
+        samples = await self._fetch(a.samples) if a.samples else None
         return Train(
             ticket=ticket,
             assignment=a,
-            start=await self._start(a.start, a.start_delta) if a.start else None,
+            start=start,
             optimizer=self._moments(a) if a.start else None,
-            cluster=await self._fetch(a.cluster),
-            samples=await self._fetch(a.samples) if a.samples else None,
+            cluster=cluster,
+            samples=samples,
             output=self._blobs.folder / f"update-{ticket}",
             residual=self._residual(a) if a.start else None,
         )

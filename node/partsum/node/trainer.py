@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from partsum.node.settled import Settled
 from partsum.node.step import Stepper
 from partsum.node.tally import Tally
 from partsum.shared.errors import PartsumError
+from partsum.shared.memory import peak_memory_bytes
 from partsum.shared.messages import Assignment, Blob, Progress, Update
 from partsum.shared.moments import part_digest
 from partsum.shared.task import Samples, Task, gather, walk
@@ -98,7 +98,7 @@ def train(
     a = job.assignment
     if a.num_samples == 0 and job.start is not None and a.settings.aggregate == "weights":
         assert a.start is not None
-        update = _update(a, Tally(a.id, clock), a.start, _peak_memory(job.device))
+        update = _update(a, Tally(a.id, clock), a.start, peak_memory_bytes(job.device))
         return Trained(update, None, None)
     return Training.begin(task, job, clock).finish(on_progress, should_stop)
 
@@ -229,7 +229,7 @@ def _write(job: Job, model: PartModel, optimizer: torch.optim.Optimizer, tally: 
         save_moments(beside, model.module, optimizer, a.part)
     digest = save_tensors(job.output, tensors, metadata, durable=False)
     blob = Blob(digest, job.output.stat().st_size)
-    update = _update(a, tally, blob, _peak_memory(job.device))
+    update = _update(a, tally, blob, peak_memory_bytes(job.device))
     return Trained(update, job.output, beside)
 
 
@@ -246,10 +246,3 @@ def _update(a: Assignment, tally: Tally, blob: Blob, peak_memory_bytes: int) -> 
         peak_memory_bytes=peak_memory_bytes,
         blob=blob,
     )
-
-
-def _peak_memory(device: torch.device) -> int:
-    """The most that training took: of the GPU's memory, or of this whole process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

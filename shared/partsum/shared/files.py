@@ -27,6 +27,14 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def is_at(path: Path, file: int) -> bool:
+    """Whether an open file still has that name: one that has not may be another's by now."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file))
+    except FileNotFoundError:
+        return False
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a small file; once this returns it outlives a power cut, until then the old one is."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")

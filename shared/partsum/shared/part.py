@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from partsum.shared.gates.closing import close_branches, sorted_partial
 from partsum.shared.gates.partial import split_layers
@@ -176,8 +177,10 @@ def _mend(module: nn.Module) -> None:
     elif is_hugging_face_conv1d(module):
         weight = weight_of(module)
         vars(module).update(nx=weight.shape[0], nf=weight.shape[1])
-    elif isinstance(module, nn.Conv2d):
-        module.out_channels, module.in_channels = module.weight.shape[:2]
+    elif isinstance(module, _ConvNd) and module.groups == 1:  # a grouped one is counted
+        made, read = module.weight.shape[:2]
+        transposed = isinstance(module, _ConvTransposeNd)
+        module.out_channels, module.in_channels = (read, made) if transposed else (made, read)
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and module.weight is not None:

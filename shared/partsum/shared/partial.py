@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 import xxhash
 
 from partsum.shared.errors import WireError
-from partsum.shared.files import file_digest
+from partsum.shared.files import file_digest, is_at
 from partsum.shared.spares import Spares
 
 _COUNT_BYTES = 8
@@ -21,6 +24,8 @@ class Partial:
     The file has its final size from the beginning, and at its end, until it is whole, a count of
     the bytes that have come: so it may be one that is written over. What has come survives the end
     of this process, not a power cut; the digest tells.
+
+    A thread may still call its methods after its end; then nothing is written any more.
 
     Args:
         path: goes on where an earlier one of that path ended.
@@ -35,6 +40,8 @@ class Partial:
         if not self.held:
             _begin(path, size_bytes, spares)
         self._file = os.open(path, os.O_RDWR)
+        self._using = threading.Lock()  # a cancelled stream ends while a thread works for it
+        self._ended = False
         self._digest = xxhash.xxh3_128()
         self._digested = 0
 
@@ -47,21 +54,22 @@ class Partial:
         """
         if self.held + len(data) > self.size_bytes:
             raise WireError(f"more than the announced {self.size_bytes} B came")
-        if _count(self._file, self.size_bytes) != self.held or not self._is_in_place():
-            # One that was thought broken still lives; nothing may be written twice.
-            raise WireError("these bytes come on another stream too; try again")
-        self._write(data, self.held)
-        if self._digested == self.held:
-            self._digest.update(data)
-            self._digested += len(data)
-        self.held += len(data)
-        self._write(self.held.to_bytes(_COUNT_BYTES, "little"), self.size_bytes)
+        with self._alone():
+            if _count(self._file, self.size_bytes) != self.held:
+                raise _not_alone()
+            self._write(data, self.held)
+            if self._digested == self.held:
+                self._digest.update(data)
+                self._digested += len(data)
+            self.held += len(data)
+            self._write(self.held.to_bytes(_COUNT_BYTES, "little"), self.size_bytes)
 
     def finish(self) -> str:
         """All has come: the file is whole; returns its digest. Raises WireError where it is not."""
         if self.held < self.size_bytes:
             raise WireError(f"the stream ended after {self.held} of {self.size_bytes} B")
-        os.ftruncate(self._file, self.size_bytes)
+        with self._alone():
+            os.ftruncate(self._file, self.size_bytes)
         return self._digest.hexdigest() if self.is_digested else file_digest(self.path)
 
     @property
@@ -69,12 +77,16 @@ class Partial:
         """Whether `finish` knows the digest; else it reads the file again."""
         return self._digested == self.held
 
-    def _is_in_place(self) -> bool:
-        """Whether the file still has its name: else it is nobody's, or something else by now."""
-        try:
-            return os.path.samestat(os.stat(self.path), os.fstat(self._file))
-        except FileNotFoundError:
-            return False
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Around every write: the file is open, and still the one of its name.
+
+        Else it is nobody's by now, or something else; and its number may be another file's.
+        """
+        with self._using:
+            if self._ended or not is_at(self.path, self._file):
+                raise _not_alone()
+            yield
 
     def _write(self, data: bytes | memoryview, offset: int) -> None:
         view = memoryview(data)
@@ -91,7 +103,14 @@ class Partial:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        os.close(self._file)
+        with self._using:
+            self._ended = True
+            os.close(self._file)
+
+
+def _not_alone() -> WireError:
+    """One that was thought broken still lives; nothing may be written twice."""
+    return WireError("these bytes come on another stream too; try again")
 
 
 def held_bytes(path: Path, size_bytes: int) -> int:

@@ -36,9 +36,9 @@ class Spares:
             return
         large = found.st_size >= _LEAST_BYTES and found.st_nlink == 1
         if large and len(self._found()) < self._limit:
-            os.replace(path, self._folder / f"{SPARE}{uuid.uuid4().hex}")
-        else:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it lies on another disk, or has gone
+                os.replace(path, self._folder / f"{SPARE}{uuid.uuid4().hex}")
+        path.unlink(missing_ok=True)
 
     def take(self, path: Path, size_bytes: int) -> None:
         """Put a file there to be written over, the nearest in size, if there is one.
@@ -52,7 +52,7 @@ class Spares:
             with contextlib.suppress(FileNotFoundError):  # another thread has taken it
                 sizes[spare] = abs(spare.stat().st_size - size_bytes)
         for spare in sorted(sizes, key=lambda spare: sizes[spare]):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # nor may it lie on another disk
                 os.replace(spare, path)
                 return
 

@@ -77,13 +77,13 @@ class TensorFile:
         info = self.tensors[name]
         return self._read(name, info.start, info.shape)
 
-    def read_rows(self, name: str, first: int, last: int) -> Tensor:
-        """Rows ``first`` to ``last - 1`` of a tensor's first dimension, in memory of their own.
+    def read_rows(self, name: str, first: int, last: int, lead: int = 1) -> Tensor:
+        """Rows ``first`` to ``last - 1`` of a tensor, in memory of their own.
 
-        A tensor without dimensions has one row.
+        Its first ``lead`` dimensions count its rows; a tensor without dimensions has one.
         """
         info = self.tensors[name]
-        rows, *rest = info.shape or (1,)
+        rows, rest = math.prod(info.shape[:lead]), info.shape[lead:]
         assert 0 <= first <= last <= rows, f"{name!r} has no rows {first} to {last}"
         row = info.size_bytes // max(1, rows)
         return self._read(name, info.start + first * row, (last - first, *rest))
@@ -205,7 +205,7 @@ class TensorWriter:
             )
         self._shapes = shapes
         self._digest = xxhash.xxh3_128()
-        self._written = 0
+        self._written = self._elements = 0  # whole tensors, and of the next one
         self._size = self._synced = 0
         if spares is not None:
             spares.take(self._temporary, offset)
@@ -226,12 +226,20 @@ class TensorWriter:
 
     def write(self, name: str, tensor: Tensor, durable: bool = False) -> None:
         """The next tensor of `order`; ``durable`` makes `commit` wait for less."""
-        assert name == self.order[self._written], f"{name} is out of order"
         assert (tensor.dtype, tuple(tensor.shape)) == self._shapes[name], f"{name} has changed"
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        self.write_rows(name, tensor, durable)
+
+    def write_rows(self, name: str, rows: Tensor, durable: bool = False) -> None:
+        """The next rows of the next tensor of `order`."""
+        assert name == self.order[self._written], f"{name} is out of order"
+        dtype, shape = self._shapes[name]
+        assert rows.dtype == dtype, f"{name} has changed"
+        flat = rows.detach().cpu().contiguous().reshape(-1)
         if flat.numel():
             self._write(flat.view(torch.uint8).numpy().data)
-        self._written += 1
+        self._elements += flat.numel()
+        if self._elements == math.prod(shape):
+            self._written, self._elements = self._written + 1, 0
         if durable and self._size - self._synced >= _SYNC_BYTES:
             os.fdatasync(self._file.fileno())
             self._synced = self._size

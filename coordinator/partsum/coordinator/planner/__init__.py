@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from partsum.coordinator.planner.complement import block_parts, equal_slices, residual_parts
 from partsum.coordinator.planner.fractions import equal_fractions, measured_fractions
+from partsum.coordinator.planner.relevance import Ranking, relevance_parts
 from partsum.shared.config import PartsConfig
 from partsum.shared.part import WHOLE, Part
 from partsum.shared.width import Widths
 
-__all__ = ["equal_fractions", "measured_fractions", "plan_parts", "plan_slices"]
+__all__ = ["Ranking", "equal_fractions", "measured_fractions", "plan_parts", "plan_slices"]
 
 
 def plan_parts(
@@ -20,20 +21,31 @@ def plan_parts(
     fractions: Sequence[float],
     seed: int,
     round: int,
+    ranking: Ranking | None = None,
     off: Sequence[str] = (),
 ) -> list[Part]:
-    """The parts of a round, one for each fraction; the gates ``off`` are off in all of them.
+    """The parts of a round, one for each fraction; by ``ranking`` with planner relevance.
+
+    The gates ``off`` are off in all of them.
 
     Raises:
         WidthError: more parts than a group has units, or no group that the mode can cut.
     """
-    parts = _parts(config, widths, fractions, seed, round)
+    parts = _parts(config, widths, fractions, seed, round, ranking)
     return [replace(part, gates=dict.fromkeys(off, False)) for part in parts]
 
 
 def _parts(
-    config: PartsConfig, widths: Widths, fractions: Sequence[float], seed: int, round: int
+    config: PartsConfig,
+    widths: Widths,
+    fractions: Sequence[float],
+    seed: int,
+    round: int,
+    ranking: Ranking | None,
 ) -> list[Part]:
+    if config.planner == "relevance":
+        assert ranking is not None
+        return relevance_parts(widths, fractions, ranking, seed, round)
     if config.planner != "complement":
         return [WHOLE] * len(fractions)
     match config.mode:
@@ -46,9 +58,13 @@ def _parts(
 
 
 def plan_slices(
-    config: PartsConfig, widths: Widths, fractions: Sequence[float], seed: int
+    config: PartsConfig,
+    widths: Widths,
+    fractions: Sequence[float],
+    seed: int,
+    ranking: Ranking | None = None,
 ) -> list[Part]:
     """What the base is made of: the first round's parts, but all slices in mode copies."""
     if config.is_copies:
         return equal_slices(widths, len(fractions))
-    return plan_parts(config, widths, fractions, seed, 0)
+    return plan_parts(config, widths, fractions, seed, 0, ranking)

@@ -46,17 +46,24 @@ def equal_slices(widths: Widths, count: int) -> list[Part]:
     return block_parts(widths, equal_fractions(count))
 
 
+def residual_refusal(widths: Widths) -> str:
+    """Why mode residual cannot cut a model; "" where it can."""
+    if widths.residual_refusal:
+        return widths.residual_refusal
+    if not any(group.depth == "hidden" for group in widths.groups):
+        return "it has no hidden width groups"
+    if not (widths.scales or widths.normed):
+        return (
+            "nothing scales what its hidden groups add up to: let the task's model() return "
+            "partsum.shared.width.with_scales(model)"
+        )
+    return ""
+
+
 def residual_parts(widths: Widths, fractions: Sequence[float], seed: int, round: int) -> list[Part]:
     """Hidden groups only, units drawn anew from (seed, round) (ResIST, 2107.00961)."""
-    hidden = [group for group in widths.groups if group.depth == "hidden"]
-    if not hidden or not widths.scales:
-        raise WidthError(
-            'mode = "residual" needs hidden width groups whose sum is scaled, and this model has '
-            "none; let the task's model() return partsum.shared.width.with_scales(model), use "
-            'partsum.shared.width.ScaledLinear in it, or mode = "block" (docs/widths.md)'
-        )
     owned: list[dict[str, tuple[int, ...]]] = [{} for _ in fractions]
-    for group in hidden:
+    for group in hidden_groups(widths):
         order = list(range(group.units))
         random.Random(f"{seed}/{round}/{group.name}").shuffle(order)
         first = 0
@@ -64,6 +71,16 @@ def residual_parts(widths: Widths, fractions: Sequence[float], seed: int, round:
             part[group.name] = tuple(sorted(order[first : first + size]))
             first += size
     return [Part(units) for units in owned]
+
+
+def hidden_groups(widths: Widths) -> list[WidthGroup]:
+    """The groups that mode residual cuts. Raises WidthError where there is none that it can."""
+    if refusal := residual_refusal(widths):
+        raise WidthError(
+            f'mode = "residual" cannot cut this model: {refusal}. Use mode = "block", or see '
+            "docs/widths.md"
+        )
+    return [group for group in widths.groups if group.depth == "hidden"]
 
 
 def _sizes(group: WidthGroup, fractions: Sequence[float]) -> list[int]:

@@ -24,12 +24,12 @@ class Clipped:
         value = self._tensors.read(name)
         return value if self._whole(value) else self._shorter(self._origin.read(name), value)
 
-    def read_rows(self, name: str, first: int, last: int) -> Tensor:
+    def read_rows(self, name: str, first: int, last: int, lead: int = 1) -> Tensor:
         """Rows of it, shortened."""
-        value = self._tensors.read_rows(name, first, last)
+        value = self._tensors.read_rows(name, first, last, lead)
         if self._whole(value):
             return value
-        return self._shorter(self._origin.read_rows(name, first, last), value)
+        return self._shorter(self._origin.read_rows(name, first, last, lead), value)
 
     def _whole(self, value: Tensor) -> bool:
         return self._factor == 1 or not value.is_floating_point()

@@ -47,10 +47,10 @@ def merge_middle(
 ) -> Tensor:
     """The merged tensor of that name; elements that no part holds keep ``old``'s value."""
     wide = torch.promote_types(old.dtype, torch.float32)
-    merged = old.to(wide, copy=True)
-    rows = merged.reshape(1) if not merged.dim() else merged
+    merged = old.to(wide, copy=True, memory_format=torch.contiguous_format)
+    numbers = merged.view(-1)
     for first, stack in stacks(name, old.shape, shares, maps, wide, budget_bytes):
-        block = rows[first : first + stack.shape[1]]
-        found = middle(stack, cut)
+        found = middle(stack, cut).view(-1)
+        block = numbers[first : first + len(found)]
         block.copy_(torch.where(found.isnan(), block, found))
     return merged.to(old.dtype)

@@ -4,9 +4,12 @@ Each field is followed by what it does; docs/configuration.md is generated from 
 """
 
 from partsum.shared.config.outer import OuterConfig
+from partsum.shared.config.relevance import RelevanceConfig
 from partsum.shared.config.run import RunConfig
 from partsum.shared.config.section import Section
+from partsum.shared.config.start import StartConfig
 from partsum.shared.config.structures import GatesConfig, StructuresConfig
+from partsum.shared.config.study import StudyConfig
 from partsum.shared.config.text import load_config, parse_config
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
 from partsum.shared.config.wire import WireConfig
@@ -27,11 +30,14 @@ __all__ = [
     "OuterConfig",
     "PartsConfig",
     "PrivacyConfig",
+    "RelevanceConfig",
     "RoundsConfig",
     "RunConfig",
     "Section",
     "ServerConfig",
+    "StartConfig",
     "StructuresConfig",
+    "StudyConfig",
     "TaskConfig",
     "TrainingConfig",
     "WireConfig",

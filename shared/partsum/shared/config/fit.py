@@ -1,8 +1,10 @@
-"""What [merge], [outer], [privacy], [wire] and keys of [training] ask of the rest of a config."""
+"""What the sections of a config, and some keys of [training], ask of the rest of it."""
 
 from __future__ import annotations
 
 from partsum.shared.config.outer import OuterConfig
+from partsum.shared.config.relevance import RelevanceConfig
+from partsum.shared.config.start import StartConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig
 from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import HandoffConfig, PartsConfig, RoundsConfig, TrainingConfig
@@ -28,31 +30,66 @@ def check_merge(merge: MergeConfig, parts: PartsConfig) -> None:
         )
 
 
+def check_start(start: StartConfig, parts: PartsConfig) -> None:
+    """Raise ValueError where nobody would start from the grown base."""
+    if not start.models or not parts.rounds:
+        return
+    if parts.is_copies:
+        raise ValueError(
+            'start.models does not go with parts.mode = "copies": its base is made anew of copies '
+            "each round. Take another mode, or parts.rounds = 0 for the hand-off alone"
+        )
+    if not parts.is_block:
+        return
+    if start.grow == "widen":
+        raise ValueError(
+            'start.grow = "widen" needs parts that start from the base: in mode block each part is '
+            'a model of its own. Set parts.planner = "full" or parts.mode = "residual", or '
+            "parts.rounds = 0 for the hand-off alone"
+        )
+    if len(start.models) != parts.count:
+        raise ValueError(
+            f"start.models has {len(start.models)} entries, but parts.count is {parts.count}: in "
+            "mode block part k goes on from model k"
+        )
+    if parts.fractions == "measured":
+        raise ValueError(
+            'start.models needs parts.fractions = "equal" or a list in mode block: the models are '
+            "as wide as they are, whatever the nodes' speed"
+        )
+
+
 def check_outer(outer: OuterConfig, parts: PartsConfig) -> None:
     """Raise ValueError where there is no change of the base to take a step along."""
-    if outer.optimizer == "average":
+    if outer.optimizer != "average":
+        key = f'outer.optimizer = "{outer.optimizer}"'
+    elif outer.learning_rate is not None:
+        key = f"outer.learning_rate = {outer.learning_rate:g}"
+    elif outer.layer_scaling is not None:
+        key = f"outer.layer_scaling = {list(outer.layer_scaling)}"
+    else:
         return
     if parts.is_search:
         raise ValueError(
-            f'outer.optimizer = "{outer.optimizer}" needs updates that are averaged into the base; '
-            'with parts.planner = "structures" they are ranked. Set it to "average"'
+            f"{key} needs updates that are averaged into the base; with parts.planner = "
+            '"structures" they are ranked, and nobody takes a step along their change'
         )
     if parts.is_block:
         raise ValueError(
-            f'outer.optimizer = "{outer.optimizer}" needs parts that share the base: in mode block '
+            f"{key} needs parts that share the base: in mode block "
             "each weight belongs to one part, which goes on from its own last weights and never "
             "from the base, so a step on the base would be lost. Set parts.planner = "
             '"full" or parts.mode = "residual"'
         )
     if parts.is_copies:
         raise ValueError(
-            f'outer.optimizer = "{outer.optimizer}" does not go with parts.mode = "copies": the '
+            f'{key} does not go with parts.mode = "copies": the '
             'base is made anew of copies each round. Set parts.mode = "residual" or '
             'parts.planner = "full"'
         )
     if parts.aggregate == "gradients":
         raise ValueError(
-            f'outer.optimizer = "{outer.optimizer}" needs parts.aggregate = "weights": merged '
+            f'{key} needs parts.aggregate = "weights": merged '
             "gradients are stepped on by the coordinator's AdamW already, with [training]'s "
             "learning_rate and betas"
         )
@@ -172,3 +209,54 @@ def check_wire(wire: WireConfig, parts: PartsConfig, privacy: PrivacyConfig) -> 
     for why, refused in wrong.items():
         if refused:
             raise ValueError(f"wire: {why}")
+
+
+def check_relevance(relevance: RelevanceConfig, parts: PartsConfig) -> None:
+    """Raise ValueError where units cannot be ranked, or the ranking would be for nothing."""
+    if parts.planner != "relevance":
+        if relevance != RelevanceConfig():
+            raise ValueError(
+                f'[relevance] needs parts.planner = "relevance", not "{parts.planner}": nobody '
+                "would look at it"
+            )
+        return
+    wrong = {
+        f'needs parts.mode = "residual", not "{parts.mode}": there parts start fresh, so none of '
+        "their units is stronger than another": parts.mode != "residual",
+        'needs parts.aggregate = "weights": a unit that several parts hold counts more often in '
+        "the base, and a sum of gradients does not know that": parts.aggregate == "gradients",
+        'needs relevance.epochs above 0 with relevance.score = "ard": what ARD says comes from '
+        "training": relevance.score == "ard" and relevance.epochs == 0,
+        "needs parts.rounds above 0: without a round there are no parts": parts.rounds == 0,
+        "needs parts.count above 1: one part holds all units anyway": parts.count == 1,
+    }
+    for why, refused in wrong.items():
+        if refused:
+            raise ValueError(f'parts.planner = "relevance" {why}')
+
+
+def check_study(
+    parts: PartsConfig,
+    merge: MergeConfig,
+    outer: OuterConfig,
+    wire: WireConfig,
+    privacy: PrivacyConfig,
+    handoff: HandoffConfig,
+) -> None:
+    """Raise ValueError where a study, which makes no base of its parts, is asked to."""
+    if not parts.is_study:
+        return
+    wrong = {
+        "handoff.enabled": handoff.enabled,
+        "merge": (merge.rule, merge.norm_bound) != ("mean", 0.0),
+        "outer": outer != OuterConfig(),
+        "wire": wire != WireConfig(),
+        "privacy": privacy != PrivacyConfig(),
+        "parts.aggregate": parts.aggregate != "weights",
+    }
+    for name, meant in wrong.items():
+        if meant:
+            raise ValueError(
+                f'parts.planner = "study" makes no base of its parts, so {name} means nothing to '
+                "it. Leave the planner to `partsum study`, which sets what a study needs"
+            )

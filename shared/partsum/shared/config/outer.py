@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from partsum.shared.config.section import Betas, Section
+from partsum.shared.config.section import Betas, NotNegative, Section, pair
 
 _SPEED = ("learning_rate", "momentum")
 _ADAPTIVE = ("learning_rate", "betas", "epsilon")
 _TAKES: dict[str, tuple[str, ...]] = {
-    "average": (),
+    "average": ("learning_rate",),
     "momentum": _SPEED,
     "nesterov": _SPEED,
     "adam": _ADAPTIVE,
     "yogi": _ADAPTIVE,
 }
+
+
+LayerScaling = Annotated[tuple[NotNegative, NotNegative], BeforeValidator(pair)]
 
 
 class OuterConfig(Section):
@@ -27,7 +30,11 @@ class OuterConfig(Section):
     (FedAvgM), nesterov (DiLoCo), adam (FedAdam), yogi (FedYogi). All but average need planner =
     "full" or mode = "residual", and aggregate = "weights"."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Of the outer step, by default 1 for momentum, 0.7 for nesterov, 0.01 for adam and yogi."""
+    """Of the outer step, by default 1 for average and momentum, 0.7 for nesterov, 0.01 for adam and
+    yogi. With average it is task arithmetic's coefficient times the number of parts."""
+    layer_scaling: LayerScaling | None = None
+    """LiNeS: how many times as far as that the first and the last layer go, and in between linearly
+    with depth; by default all the same."""
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Of momentum and nesterov: how much of its speed the base keeps; by default 0.9."""
     betas: Betas | None = None
@@ -43,6 +50,6 @@ class OuterConfig(Section):
             if getattr(self, name) is not None and name not in known:
                 raise ValueError(
                     f'{name} means nothing to optimizer = "{self.optimizer}", which takes '
-                    f"{', '.join(known) or 'no other key'}; remove it, or choose another optimizer"
+                    f"{', '.join(known)}; remove it, or choose another optimizer"
                 )
         return self

@@ -12,12 +12,18 @@ from partsum.shared.config.fit import (
     check_outer,
     check_privacy,
     check_proximal,
+    check_relevance,
     check_secrecy,
+    check_start,
+    check_study,
     check_wire,
 )
 from partsum.shared.config.outer import OuterConfig
+from partsum.shared.config.relevance import RelevanceConfig
 from partsum.shared.config.section import Section
+from partsum.shared.config.start import StartConfig
 from partsum.shared.config.structures import GatesConfig, StructuresConfig, check_structures
+from partsum.shared.config.study import StudyConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
 from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import (
@@ -45,9 +51,11 @@ class RunConfig(Section):
     """How many of the newest base versions to keep; 0 keeps all."""
     task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
+    start: StartConfig = StartConfig()
     parts: PartsConfig = PartsConfig()
     gates: GatesConfig = GatesConfig()
     structures: StructuresConfig = StructuresConfig()
+    relevance: RelevanceConfig = RelevanceConfig()
     training: TrainingConfig = TrainingConfig()
     rounds: RoundsConfig = RoundsConfig()
     wire: WireConfig = WireConfig()
@@ -55,6 +63,7 @@ class RunConfig(Section):
     outer: OuterConfig = OuterConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     handoff: HandoffConfig = HandoffConfig()
+    study: StudyConfig = StudyConfig()
     server: ServerConfig = ServerConfig()
 
     @model_validator(mode="after")
@@ -65,12 +74,15 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _promises_that_can_be_kept(self) -> RunConfig:
+        check_relevance(self.relevance, self.parts)
         check_merge(self.merge, self.parts)
+        check_start(self.start, self.parts)
         check_outer(self.outer, self.parts)
         check_proximal(self.training, self.parts)
         check_privacy(self.privacy, self.merge, self.parts, self.handoff)
         check_secrecy(self.privacy, self.merge, self.parts, self.rounds)
         check_wire(self.wire, self.parts, self.privacy)
         check_ahead(self.training, self.parts, self.wire, self.deterministic)
-        check_structures(self.gates, self.parts, self.wire, self.merge, self.privacy)
+        check_structures(self.gates, self.parts, self.start, self.wire, self.merge, self.privacy)
+        check_study(self.parts, self.merge, self.outer, self.wire, self.privacy, self.handoff)
         return self

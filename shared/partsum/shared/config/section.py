@@ -11,12 +11,12 @@ NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-def _pair(value: Any) -> Any:
-    """TOML knows lists alone."""
+def pair(value: Any) -> Any:
+    """A list as a tuple: TOML knows lists alone."""
     return tuple(value) if isinstance(value, list) else value
 
 
-Betas = Annotated[tuple[Fraction, Fraction], BeforeValidator(_pair)]
+Betas = Annotated[tuple[Fraction, Fraction], BeforeValidator(pair)]
 
 
 class Section(BaseModel):

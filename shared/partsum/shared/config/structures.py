@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from partsum.shared.config.section import Fraction, Positive, Section
+from partsum.shared.config.start import StartConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig
 from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import PartsConfig
@@ -63,6 +64,7 @@ class StructuresConfig(Section):
 def check_structures(
     gates: GatesConfig,
     parts: PartsConfig,
+    start: StartConfig,
     wire: WireConfig,
     merge: MergeConfig,
     privacy: PrivacyConfig,
@@ -78,7 +80,13 @@ def check_structures(
     if gates.off:
         own = {
             'another wire.down than "int8": nodes do not start from the base, whose change that '
-            "would be": wire.down == "int8"
+            "would be": wire.down == "int8",
+            'parts.planner = "complement" or "full": the others look at units of the whole base': (
+                parts.planner in {"relevance", "study"}
+            ),
+            "no start.models in mode block: each part goes on from a whole model": (
+                parts.is_block and bool(start.models)
+            ),
         }
         _refuse("gates.off needs", {**shared, **own})
     if parts.planner == "structures":

@@ -36,10 +36,12 @@ class DataConfig(Section):
 class PartsConfig(Section):
     """How the base is cut, and the rounds of the parts phase."""
 
-    planner: Literal["complement", "full", "structures"] = "complement"
-    """complement: disjoint parts that cover the width; full: federated averaging of the base;
-    structures: each part is another structure of the base, and the best is searched for
-    ([structures])."""
+    planner: Literal["complement", "relevance", "full", "structures", "study"] = "complement"
+    """complement: disjoint parts that cover the width; relevance: parts that share the strongest
+    units, or each get their share of them, see [relevance]; full: federated averaging of the
+    base; structures: each part is another structure of the base, and the best is searched for,
+    see [structures]; study: the models of [study], which nobody merges (`partsum study` sets
+    it)."""
     mode: Literal["block", "residual", "copies"] = "block"
     """block: slice every width axis, once and for all; residual: slice hidden axes, re-drawn each
     round; copies: slice as in block, but all nodes train the first slice on their own data and
@@ -108,6 +110,11 @@ class PartsConfig(Section):
         return self.planner == "complement" and self.mode == "block"
 
     @property
+    def is_study(self) -> bool:
+        """Whether parts are small models of their own, to be compared and not merged."""
+        return self.planner == "study"
+
+    @property
     def is_copies(self) -> bool:
         """Whether all parts are one slice, which the base is made of copies of."""
         return self.planner == "complement" and self.mode == "copies"
@@ -116,6 +123,11 @@ class PartsConfig(Section):
     def is_search(self) -> bool:
         """Whether parts are structures, among which the best is searched for."""
         return self.planner == "structures"
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether hidden axes alone are cut, and their sums are scaled in the base."""
+        return self.planner in {"complement", "relevance"} and self.mode == "residual"
 
 
 class TrainingConfig(Section):

@@ -6,6 +6,7 @@ from partsum.shared.tasks.images import (
     digits_vit,
     image_mlp,
     image_residual_mlp,
+    image_vgg,
     image_vit,
 )
 from partsum.shared.tasks.text import char_gpt
@@ -17,5 +18,6 @@ __all__ = [
     "digits_vit",
     "image_mlp",
     "image_residual_mlp",
+    "image_vgg",
     "image_vit",
 ]

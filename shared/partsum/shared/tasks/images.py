@@ -19,6 +19,8 @@ from partsum.shared.tasks.idx import find_idx, read_idx
 from partsum.shared.tasks.mlp import Mlp
 from partsum.shared.tasks.residual import ResidualMlp
 from partsum.shared.tasks.transformer import Vit
+from partsum.shared.tasks.vgg import Vgg
+from partsum.shared.width import with_scales
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 """Where the Debian package dataset-fashion-mnist puts its files."""
@@ -104,6 +106,29 @@ def image_residual_mlp(
         layers: blocks.
     """
     return _idx_task(lambda: ResidualMlp(_IDX_SIZE**2, width, hidden, layers, _CLASSES), folder)
+
+
+def image_vgg(
+    folder: str = FASHION_MNIST,
+    channels: Sequence[int] = (32, 32, 0, 64, 64, 0, 128, 128, 0),
+    hidden: Sequence[int] = (256,),
+    norm: bool = True,
+    dropout: float = 0.0,
+) -> Task:
+    """A VGG on an image set in IDX form.
+
+    Args:
+        folder: holds the set's four files, gzipped or plain.
+        channels: of each 3x3 convolution; 0 halves the map.
+        hidden: widths of the classifier's hidden layers.
+        norm: a batch norm behind each convolution.
+        dropout: behind each hidden layer of the classifier.
+    """
+
+    def model() -> nn.Module:
+        return with_scales(Vgg(_IDX_SIZE, 1, channels, hidden, _CLASSES, norm, dropout))
+
+    return _idx_task(model, folder)
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -83,9 +83,10 @@ class Widths:
     is the head's weight; or, where that is tied to the embeddings, those of the norm before it.
     ``scales`` are 0-dim buffers that multiply what a hidden group adds up to: 1 in a part, 1/K in a
     base in mode residual (the constant branch multiplier of ResIST, 2107.00961).
-    ``left_out`` says what stays whole and why, and ``block_refusal`` why mode block cannot cut the
-    model; it is empty where it can. ``gates`` are the residual branches that a part may lack: they
-    are filled in by `partsum.shared.gates.find_structure`.
+    ``normed`` are modules that add a hidden group up and need no scale, since a norm follows at
+    once. ``left_out`` says what stays whole and why; ``block_refusal`` and ``residual_refusal`` why
+    the mode cannot cut the model, empty where it can. ``gates`` are the residual branches that a
+    part may lack: they are filled in by `partsum.shared.gates.find_structure`.
     """
 
     groups: tuple[WidthGroup, ...]
@@ -93,6 +94,8 @@ class Widths:
     scales: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     block_refusal: str = ""
+    normed: tuple[str, ...] = ()
+    residual_refusal: str = ""
     gates: tuple[Gate, ...] = ()
 
     def group(self, name: str) -> WidthGroup:

@@ -102,7 +102,8 @@ def with_scales(model: nn.Module) -> nn.Module:
         WidthError: as `find_widths`.
     """
     free_heads(model, all_of_them=True)
-    add_scales(model, find_widths(model).groups)
+    widths = find_widths(model)
+    add_scales(model, widths.groups, widths.normed)
     return model
 
 

@@ -6,10 +6,11 @@ adds up has a buffer ``scale``, 1 in a part and 1/K in the base (ResIST, 2107.00
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from partsum.shared.width.groups import WidthGroup
 from partsum.shared.width.layers import is_linear, output_dim
@@ -54,6 +55,8 @@ def readers(model: nn.Module, groups: Iterable[WidthGroup]) -> Iterator[str]:
 def _adds_up(module: nn.Module, name: str, dim: int) -> bool:
     if name == "down_proj":
         return _are_experts(module) and dim == 2
+    if isinstance(module, _ConvTransposeNd):
+        return name == "weight" and dim == 0
     is_affine = is_linear(module) or isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     return is_affine and name == "weight" and dim == 1 - output_dim(module)
 
@@ -63,8 +66,12 @@ def _are_experts(module: nn.Module) -> bool:
     return isinstance(getattr(module, "down_proj", None), nn.Parameter)
 
 
-def add_scales(model: nn.Module, groups: Iterable[WidthGroup]) -> None:
+def add_scales(
+    model: nn.Module, groups: Iterable[WidthGroup], normed: Collection[str] = ()
+) -> None:
     """Give each layer that adds up a hidden group a buffer ``scale``, in place.
+
+    Those in ``normed`` need none: a norm follows at once, in which a constant factor is lost.
 
     Its inputs are multiplied by it on their way in, which multiplies the sum and not the bias;
     names, classes and parameters stay as they are. Experts add up inside, so it is what comes out
@@ -72,7 +79,7 @@ def add_scales(model: nn.Module, groups: Iterable[WidthGroup]) -> None:
     """
     for path in readers(model, groups):
         module = model.get_submodule(path)
-        if "scale" in module._buffers:
+        if path in normed or "scale" in module._buffers:
             continue
         weight = next(module.parameters())
         module.register_buffer("scale", torch.ones((), dtype=torch.float32, device=weight.device))

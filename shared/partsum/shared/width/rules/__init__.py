@@ -3,6 +3,13 @@
 The last one registered is asked first: `relative` is a special case of `attention`.
 """
 
-from partsum.shared.width.rules import attention, experts, feedforward, multihead, relative
+from partsum.shared.width.rules import (
+    attention,
+    convolution,
+    experts,
+    feedforward,
+    multihead,
+    relative,
+)
 
-__all__ = ["attention", "experts", "feedforward", "multihead", "relative"]
+__all__ = ["attention", "convolution", "experts", "feedforward", "multihead", "relative"]

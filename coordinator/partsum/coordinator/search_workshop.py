@@ -1,70 +1,62 @@
-"""The end of a round of the search: structures are scored, and the best goes into the base."""
+"""A search's heavy work: structures are scored, and the best goes into the base."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from torch.utils.data import Subset, TensorDataset
 
-from partsum.coordinator.base import Base
 from partsum.coordinator.clock import Stages
 from partsum.coordinator.cost import part_cost
+from partsum.coordinator.cutter import base_name
 from partsum.coordinator.leaderboard import Candidate, Leaderboard, Score
 from partsum.coordinator.merge import AVERAGE, Contribution, merge_files
 from partsum.coordinator.planner.structures import Newcomer
 from partsum.coordinator.records import Received, RoundPlan, RoundResult
 from partsum.coordinator.search import Search
-from partsum.coordinator.store import Store
-from partsum.shared.config import RunConfig
+from partsum.coordinator.search_cutter import SearchCutter
+from partsum.coordinator.workshop import Workshop, finite
 from partsum.shared.files import sync_folder
 from partsum.shared.task import Samples, Scores, num_samples
 from partsum.shared.tensors import TensorFile
 
 
-class Ranking:
-    """Scores one run's structures, in a worker thread."""
+class SearchWorkshop(Workshop):
+    """Works on one search's store."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        store: Store,
-        base: Base,
-        search: Search,
-        train: Samples,
-        validation: Samples,
-    ) -> None:
-        self.config = config
-        self.store = store
-        self.base = base
-        self.search = search
-        self.train = train
-        self.validation = validation
+    _cutter = SearchCutter
+    cutter: SearchCutter
 
-    def close_round(
-        self,
-        plan: RoundPlan,
-        received: Mapping[int, Received],
-        paths: Mapping[int, Path],
-        out: Path,
-        stages: Stages,
+    @property
+    def search(self) -> Search:
+        """What is trained, and what is known of it."""
+        return self.cutter.search
+
+    def board(self) -> Leaderboard:
+        """As of the last committed round."""
+        return self.search.board()
+
+    def merge_round(
+        self, plan: RoundPlan, missing: tuple[int, ...], stages: Stages
     ) -> tuple[RoundResult, dict[str, object]]:
         """Score what is in and write the next base: the result, and the facts to commit with it.
 
-        ``paths`` say where the updates lie, by part. A structure that is not in keeps its last
-        weights and score, and ranks behind all that are.
+        A structure that is not in keeps its last weights and score, and ranks behind all that are.
         """
+        stored = self.store.updates(plan.round)
+        received = {k: item for k, item in stored.items() if k not in missing}
+        out = self.store.base_path(base_name(plan.round + 1))
         with stages.timing("evaluate"):
-            board = self._scored(plan, received, paths)
+            board = self._scored(plan, received)
         winners = self._winners(board, plan.round)
         with stages.timing("merge"), ExitStack() as files:
-            digest = self._write_base(plan, winners, paths, out, files)
-            facts = self._facts(plan, board, winners[0], received, paths)
+            digest = self._write_winners(plan, winners, received, out, files)
+            facts = self._search_facts(plan, board, winners[0], received)
         with stages.timing("evaluate"):
-            scores = self._evaluate(plan.round, winners, out)
+            scores = self._winner_scores(plan.round, winners[0], out)
         result = RoundResult(
             base=out.name,
             digest=digest,
@@ -75,9 +67,7 @@ class Ranking:
         )
         return result, facts
 
-    def _scored(
-        self, plan: RoundPlan, received: Mapping[int, Received], paths: Mapping[int, Path]
-    ) -> Leaderboard:
+    def _scored(self, plan: RoundPlan, received: Mapping[int, Received]) -> Leaderboard:
         """The leaderboard with the round's structures and their scores."""
         board = self.search.board()
         rung = self.search.rung(board, plan.round)
@@ -87,7 +77,7 @@ class Ranking:
         scores = {}
         for k, item in sorted(received.items()):
             part, update = plan.parts[k].part, item.update
-            with TensorFile(paths[k]) as file:
+            with TensorFile(self.update_path(plan.round, k)) as file:
                 found = self.base.scores(self.base.part_model(part, file), shown)
             spent = update.train_seconds / max(1, update.num_samples)
             score = Score(plan.round, finite(found.loss), finite(found.accuracy), spent)
@@ -109,11 +99,11 @@ class Ranking:
     def _is_last(self, round: int) -> bool:
         return round + 1 == self.config.parts.rounds
 
-    def _write_base(
+    def _write_winners(
         self,
         plan: RoundPlan,
         winners: Sequence[str],
-        paths: Mapping[int, Path],
+        received: Collection[int],
         out: Path,
         files: ExitStack,
     ) -> str:
@@ -121,7 +111,8 @@ class Ranking:
         shares = []
         for bits in winners:
             part = self.search.part(bits)
-            path = paths.get(places[bits]) or self.search.origin(part)
+            k = places[bits]
+            path = self.update_path(plan.round, k) if k in received else self.search.origin(part)
             assert path is not None, "a winner was trained"
             shares.append(Contribution(part, files.enter_context(TensorFile(path)), 1.0))
         old, metadata = self.store.base_path(plan.base), {"partsum.base": str(plan.round + 1)}
@@ -131,21 +122,16 @@ class Ranking:
         off = self.search.part(winners[0]).off
         return self.base.recalibrated(out, self.train, self.config.seed, off) or digest
 
-    def _evaluate(self, round: int, winners: Sequence[str], path: Path) -> Scores | None:
+    def _winner_scores(self, round: int, best: str, path: Path) -> Scores | None:
         """The base, as the best structure, on all of the validation data."""
         every = self.config.parts.evaluate_every
         if not (self._is_last(round) or (every and (round + 1) % every == 0)):
             return None
-        model = self.base.model(path, off=self.search.part(winners[0]).off)
+        model = self.base.model(path, off=self.search.part(best).off)
         return self.base.scores(model, self.validation)
 
-    def _facts(
-        self,
-        plan: RoundPlan,
-        board: Leaderboard,
-        best: str,
-        received: Mapping[int, Received],
-        paths: Mapping[int, Path],
+    def _search_facts(
+        self, plan: RoundPlan, board: Leaderboard, best: str, received: Mapping[int, Received]
     ) -> dict[str, object]:
         """What is committed with the round; updates are kept under their structures' names."""
         before, kept = self.search.kept(), {}
@@ -153,7 +139,7 @@ class Ranking:
             bits = self.search.bits(planned.part)
             if k in received:
                 item, path = received[k], self.store.part_path(plan.round, k)
-                _link(paths[k], path)
+                _link(self.update_path(plan.round, k), path)
                 blob = vars(item.update.blob)
                 kept[bits] = {"file": path.name, "blob": blob, "node": item.node}
             elif bits in before:
@@ -178,8 +164,3 @@ def first_samples(samples: Samples, count: int) -> Samples:
     if isinstance(samples, TensorDataset):
         return TensorDataset(*(tensor[:count] for tensor in samples.tensors))
     return Subset(samples, range(count))
-
-
-def finite(value: float) -> float | None:
-    """Nothing, for a task without a metric or a base that has diverged: the journal is JSON."""
-    return value if math.isfinite(value) else None
