@@ -21,7 +21,7 @@ from partsum.coordinator.store import Store
 from partsum.coordinator.workplan import Workplan
 from partsum.coordinator.workshop import Workshop
 from partsum.node.model import build_part
-from partsum.shared.config import GatesConfig, PartsConfig, PrivacyConfig, RunConfig
+from partsum.shared.config import GatesConfig, PartsConfig, PrivacyConfig, RunConfig, StartConfig
 from partsum.shared.errors import UpdateRefusedError, WireError
 from partsum.shared.gates import find_structure
 from partsum.shared.messages import Part, Update
@@ -153,6 +153,14 @@ def test_the_hand_off_gets_the_structure_with_the_bases_weights(tmp_path: Path) 
             "no secure aggregation",
         ),
         ({"parts": PartsConfig(planner="structures")}, "gates.off to be empty"),
+        (
+            {"parts": PartsConfig(planner="relevance", mode="residual")},
+            "the others look at units of the whole base",
+        ),
+        (
+            {"parts": PartsConfig(count=1), "start": StartConfig(models=["small.safetensors"])},
+            "no start.models in mode block",
+        ),
     ],
 )
 def test_what_a_fixed_structure_cannot_go_with_is_refused(

@@ -297,7 +297,6 @@ def test_a_search_halves_to_the_best_and_puts_it_into_the_base(tmp_path: Path) -
     with closing(Store(tmp_path)) as store:
         shop = workshop_of(config, store)
         search = shop.cutter.search
-        assert search is not None
         part = search.part(best.bits)
         assert store.fact("structure") == list(part.off)
         base = load_tensors(store.base_path(base_name(3)))
@@ -346,7 +345,6 @@ def test_where_not_all_are_tried_mutants_start_from_their_parents(tmp_path: Path
             deliver(shop, plan, k)
         close_round(shop, plan)
         search = shop.cutter.search
-        assert search is not None
         rung = search.rung(search.board(), 1)
         children = [one for one in rung if one.parent]
         assert len(children) == 2
@@ -378,7 +376,6 @@ def test_a_structure_that_misses_a_round_keeps_its_weights_and_ranks_behind(tmp_
             result = close_round(shop, plan, (7,) if round else ())
         assert result.missing == (7,)
         search = shop.cutter.search
-        assert search is not None
         late = search.bits(plan.parts[7].part)
         assert search.board().ranked()[-1].bits == late
         assert late in search.kept()
@@ -393,7 +390,6 @@ def test_at_the_end_the_best_may_be_averaged(tmp_path: Path) -> None:
             deliver(shop, plan, k)
         close_round(shop, plan)
         search = shop.cutter.search
-        assert search is not None
         best = [one.bits for one in search.board().ranked()[:3]]
         own = [load_tensors(store.folder / "parts" / search.kept()[bits]["file"]) for bits in best]
         base = load_tensors(store.base_path(base_name(1)))

@@ -27,7 +27,7 @@ from partsum.coordinator.inspector import Inspector
 from partsum.coordinator.invariants import assert_merge
 from partsum.coordinator.leaderboard import Leaderboard
 from partsum.coordinator.merge import Contribution, Merging, Tensors, write_merged
-from partsum.coordinator.outer import OuterStep, Scaled
+from partsum.coordinator.outer import OuterStep, scaled
 from partsum.coordinator.planner.complement import equal_slices
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.stand_in import stand_in
@@ -194,9 +194,8 @@ class Workshop:
             outer = OuterStep(optimizer, self.base.trained, folder, spares, self.factors)
             digest = outer.apply(old, merger, out, metadata, plan.round)
         else:
-            if any(factor != 1 for factor in self.factors.values()):  # else it goes by rows
-                merger = Scaled(merger, self.factors)
-            digest = write_merged(old, merger, out, metadata, spares=self.store.spares)
+            scaling = scaled(merger, self.factors)
+            digest = write_merged(old, scaling, out, metadata, spares=self.store.spares)
         if self.block:
             return digest
         off = self.config.gates.off
