@@ -58,7 +58,7 @@ def test_a_study_that_is_killed_and_resumed_finds_what_a_calm_one_finds(make_clu
 
     killed = make_cluster("killed", more=STUDY)
     with study(killed) as process:
-        killed.until("study", "3 of 6 models")
+        killed.until("study", "of 6 models; sweep")
         coordinator = next(c for c in process.children() if "coordinator" in c.cmdline())
         coordinator.send_signal(signal.SIGKILL)
         assert killed.wait("study") != 0

@@ -74,6 +74,21 @@ def test_what_stays_whole_is_listed_with_the_reason_and_refuses_mode_block() -> 
     assert "deep.3 (ConvTranspose2d) adds up" in seen.residual_refusal
 
 
+def test_the_gates_are_listed_with_what_leaves_with_them(
+    vit: Inspection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    residual = {gate.name: gate for gate in vit.gates if gate.kind == "residual"}
+    model = load_task(TaskSpec(VIT, VIT_OPTIONS)).model()
+    assert residual
+    for gate in residual.values():
+        left = [p for m in gate.modules for p in model.get_submodule(m).parameters()]
+        assert gate.parameters >= sum(p.numel() for p in left) > 0
+    code, said = run(capsys, VIT, *VIT_FLAGS, "--shapes-only")
+    assert code == 0
+    for gate in vit.gates:
+        assert gate.name in said
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     code = main(["inspect", *arguments])
     out, err = capsys.readouterr()

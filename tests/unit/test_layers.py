@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from partsum.coordinator.clock import Stages
 from partsum.coordinator.cutter import base_name
-from partsum.coordinator.outer import Scaled
+from partsum.coordinator.outer import Scaled, scaled
 from partsum.coordinator.store import Store
 from partsum.coordinator.strategies.layers import layer_depths, step_factors
 from partsum.shared.config import OuterConfig, RunConfig
@@ -159,6 +159,13 @@ def test_an_optimizers_step_is_scaled_and_its_moments_are_not(tmp_path: Path) ->
     moments = "bases/moments-00001.safetensors"
     kept = [(tmp_path / folder / moments).read_bytes() for folder in ("plain", "scaled")]
     assert kept[0] == kept[1]
+
+
+def test_a_merger_that_nothing_scales_stays_itself_and_may_go_by_rows() -> None:
+    merger = To(1.0)
+    assert scaled(merger, {}) is merger
+    assert scaled(merger, step_factors(outer(), nn.Linear(2, 2))) is merger
+    assert isinstance(scaled(merger, {"w": 0.5}), Scaled)
 
 
 numbers = st.floats(-1e6, 1e6, width=32)

@@ -26,6 +26,7 @@ from partsum.coordinator.summary import (
     config_digest,
     write_summary,
 )
+from partsum.coordinator.summary_structures import search_summary
 from partsum.shared.files import write_file
 from partsum.shared.memory import peak_resident_bytes
 from partsum.shared.part import WHOLE
@@ -84,9 +85,11 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
         ),
         base_parameters=whole.parameters,
         part_parameters=_part_parameters(run, plan),
-        part_fractions=() if study else tuple((store.fact("workplan") or {}).get("fractions", ())),
+        part_fractions=() if study or config.parts.is_search else _fractions(run),
         group_units=sizes,
         parts=tuple(part_picture(planned.part) for planned in plan.parts) if plan else (),
+        gates_off=tuple(store.fact("structure") or config.gates.off),
+        search=search_summary(run.board) if run.board else None,
         ranking=_ranking(run),
         full_model_bytes=_full_model_bytes(run, whole.state_bytes) if moved and not study else None,
         final_accuracy=run.accuracy,
@@ -96,6 +99,10 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
         checkpoint=final.name if final.exists() else _newest_base(run),
         report="report.html",
     )
+
+
+def _fractions(run: Run) -> tuple[float, ...]:
+    return tuple((run.store.fact("workplan") or {}).get("fractions", ()))
 
 
 def _ranking(run: Run) -> tuple[RankingSummary, ...]:
@@ -185,7 +192,7 @@ def _rounds(run: Run) -> tuple[RoundSummary, ...]:
     events = run.store.events()
     for number, (result, opened, closed) in run.store.results().items():
         updates = run.store.updates(number)
-        count = run.config.parts.count
+        count = 1 + max((*updates, *result.missing), default=-1)
         during = [event for event in events if opened <= event[0] <= closed]
         partial = [text for _, kind, _, _, text in during if kind == "partial"]
         rounds.append(

@@ -18,6 +18,7 @@ from partsum.coordinator.records import PlannedPart, RoundPlan
 from partsum.coordinator.relevance.survey import ranking
 from partsum.coordinator.starts import StartChain, write_rounded
 from partsum.coordinator.store import Store
+from partsum.coordinator.terms import needed_updates
 from partsum.coordinator.workplan import Workplan
 from partsum.shared.config import RunConfig
 from partsum.shared.files import file_digest, write_file
@@ -46,14 +47,16 @@ class Cutter:
         self.base = base
         self.train = train
         self.block = config.parts.is_block
-        self.full = config.parts.planner == "full"
-        self.alike = self.full or config.parts.is_copies  # all nodes start from one file
+        full = config.parts.planner == "full"
+        self.whole = full and not config.gates.off  # nodes start from the base itself
+        self.alike = full or config.parts.is_copies  # all nodes start from one file
         self.chain = StartChain(store.folder / "bases")
 
     def parts(self, plan: Workplan, round: int) -> list[Part]:
         """The parts of a round."""
         config, known = self.config, ranking(self.store, self.config)
-        return plan_parts(config.parts, self.base.widths, plan.fractions, config.seed, round, known)
+        widths, off = self.base.widths, config.gates.off
+        return plan_parts(config.parts, widths, plan.fractions, config.seed, round, known, off)
 
     def slices(self, plan: Workplan) -> list[Part]:
         """What the base is made of."""
@@ -81,23 +84,21 @@ class Cutter:
 
     def plan_round(self, plan: Workplan, round: int) -> RoundPlan:
         """Cut the round's parts into the spool and say what each node is to do."""
-        parts, planned = self.parts(plan, round), []
+        parts, clusters, planned = self.parts(plan, round), self.cluster_paths(), []
         starts, delta = self._starts(parts, round), self._delta(round)
-        before = self.store.updates(round - 1)
-        clusters = self.cluster_paths()
-        for k, (part, start, cluster) in enumerate(zip(parts, starts, clusters, strict=True)):
+        for k, (part, start) in enumerate(zip(parts, starts, strict=True)):
+            cluster = clusters[self.cluster_of(round, k)]
             samples = _share_of(cluster.stat().st_size // 8, self.config)
             planned.append(
                 PlannedPart(
                     part=part,
                     # Stable over rounds: the walk goes on where it was.
-                    seed=(self.config.seed * 1_000_003 + k) % 2**62,
+                    seed=self._part_seed(k),
                     start=start,
                     cluster=blob_of(cluster),
                     first_sample=round * samples,
                     num_samples=samples,
-                    # who trained it last has its weights and moments
-                    holder=before[k].node if k in before else plan.holders[k],
+                    holder=self._holder(plan, part, round, k),
                     delta=delta,
                 )
             )
@@ -105,7 +106,19 @@ class Cutter:
         begin, end, ahead_to = (plan.share * (round + k) / rounds for k in range(3))
         if not self.config.training.ahead or round + 1 >= rounds:
             ahead_to = 0.0
-        return RoundPlan(round, base_name(round), tuple(planned), (begin, end), ahead_to)
+        needed = needed_updates(self.config, len(parts))
+        return RoundPlan(
+            round, base_name(round), tuple(planned), (begin, end), ahead_to, needed=needed
+        )
+
+    def _part_seed(self, k: int) -> int:
+        """A part's."""
+        return (self.config.seed * 1_000_003 + k) % 2**62
+
+    def _holder(self, plan: Workplan, part: Part, round: int, k: int) -> str:
+        """Who trained the part last, and has its weights and moments; else whom it was made for."""
+        before = self.store.updates(round - 1)
+        return before[k].node if k in before else plan.holders[k]
 
     def _starts(self, parts: Sequence[Part], round: int) -> list[Blob | None]:
         """What each part starts from."""
@@ -115,11 +128,14 @@ class Cutter:
                 Blob(**kept[str(k)]["blob"]) if str(k) in kept else None for k in range(len(parts))
             ]
         path = self.store.base_path(base_name(round))
-        if self.full:
+        if self.whole:
             return [self._full_start(path, round)] * len(parts)
         if self.config.parts.is_copies:
             return [self._slice_start(path, parts[0], round)] * len(parts)
         base = load_tensors(path)
+        if self.alike:
+            cut = cut_tensors(base, self.base.widths, parts[0])
+            return [self._write_start(cut, round, 0)] * len(parts)
         overlap = Overlap(self.base.shape, self.base.widths, parts)
         starts: list[Blob | None] = []
         for k, part in enumerate(parts):
@@ -136,7 +152,7 @@ class Cutter:
         return self._write_start(tensors, round, 0)
 
     def _write_start(self, tensors: Mapping[str, Tensor], round: int, k: int) -> Blob:
-        out = self.store.spool_path(f"start-r{round}-p{k}.safetensors")
+        out = self._spooled_start(round, k)
         digest = save_tensors(out, tensors, durable=False)
         if self.config.wire.down == "bfloat16":
             return write_rounded(out, self._rounded_path(round, k))
@@ -159,6 +175,9 @@ class Cutter:
             return None
         delta = blob_of(self.chain.delta_path(round), self.store.fact("delta"))
         return Delta(delta, last.parts[0].start)
+
+    def _spooled_start(self, round: int, k: int) -> Path:
+        return self.store.spool_path(f"start-r{round}-p{k}.safetensors")
 
     def _rounded_path(self, round: int, k: int) -> Path:
         return self.store.spool_path(f"rounded-r{round}-p{k}.safetensors")
@@ -200,10 +219,9 @@ class Cutter:
         if self.block:
             kept = self.store.fact("parts") or {}
             return {k: self.store.folder / "parts" / kept[str(k)]["file"] for k in started}
-        if self.full:
+        if self.whole:
             return dict.fromkeys(started, self.store.base_path(plan.base))
-        name = f"start-r{plan.round}-p{{}}.safetensors".format
-        return {k: self.store.spool_path(name(0 if self.alike else k)) for k in started}
+        return {k: self._spooled_start(plan.round, 0 if self.alike else k) for k in started}
 
     def cluster_samples(self, round: int, part: int) -> tuple[Path, Blob]:
         """The samples of a part's cluster as a file, for a node without the data set."""

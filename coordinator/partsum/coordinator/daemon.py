@@ -262,6 +262,7 @@ class CoordinatorDaemon:
         self.metrics.set_phase(self._phase())
         self.metrics.round.set(self.run.next_round)
         self.metrics.parts_in.set(self._machine.parts_in())
+        self.metrics.show_search(self.run.board)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -276,7 +277,7 @@ class CoordinatorDaemon:
         return self.run.status(
             phase=self._phase(),
             reason=self.outcome.result()[1] if self.outcome.done() else self._said(),
-            parts_in=self._machine.parts_in(),
+            parts=(self._machine.parts_in(), len(self._machine.jobs)),
             bytes_moved=self.desk.registry.totals(),
             nodes=tuple(
                 node.status() for node in sorted(self.desk.registry, key=lambda node: node.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,11 +16,13 @@ from partsum.coordinator.base import Base
 from partsum.coordinator.cost import Cost, part_cost, parts_share
 from partsum.coordinator.figures import bytes_text, count_text, names_text
 from partsum.coordinator.folder import given_models
+from partsum.coordinator.gate_certificate import certify_gates
 from partsum.coordinator.growth.start import Start
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.planner import Ranking, equal_fractions, plan_parts, plan_slices
 from partsum.coordinator.privacy import check_model, epsilon_of
 from partsum.coordinator.relevance.plan import ranking_flops, ranking_sentences
+from partsum.coordinator.search_plan import show_search_plan
 from partsum.shared.config import RunConfig, load_config
 from partsum.shared.errors import EXIT_OK, ConfigError
 from partsum.shared.messages import TaskSpec
@@ -36,10 +39,13 @@ def show_plan(path: Path, as_json: bool) -> int:
     train = load_samples(task.train, "training")
     validation = load_samples(task.validation, "validation")
     base = Base(task, torch.device("cpu"))
-    given = config.parts.fractions
+    if config.parts.is_search:
+        return show_search_plan(config, base, task, train, validation, as_json)
+    given, off = config.parts.fractions, config.gates.off
     fractions = given if isinstance(given, list) else equal_fractions(config.parts.count)
+    certify_gates(base, off, validation)
     alike = Ranking({}, config.relevance.shared)  # nobody knows yet which units are strong
-    parts = plan_parts(config.parts, base.widths, fractions, config.seed, 0, alike)
+    parts = plan_parts(config.parts, base.widths, fractions, config.seed, 0, alike, off)
     slices = plan_slices(config.parts, base.widths, fractions, config.seed, alike)
     if config.start.models:
         Start(config, base, given_models(config, path)).check()
@@ -48,7 +54,8 @@ def show_plan(path: Path, as_json: bool) -> int:
         check_model(base.shape)
     batch = config.training.batch_size
     costs = [part_cost(base.shape, base.widths, p, task, train, batch) for p in parts]
-    whole = part_cost(base.shape, base.widths, WHOLE, task, train, config.handoff.batch_size)
+    structure = replace(WHOLE, gates=parts[0].gates)
+    whole = part_cost(base.shape, base.widths, structure, task, train, config.handoff.batch_size)
     total = num_samples(train)
     figures = {
         "samples": total,
@@ -174,6 +181,10 @@ def _print(
         console.print(f"warning: {sentence}", style="yellow")
     for sentence in _depth(base, parts[0]):
         console.print(sentence)
+    if base.widths.gates:
+        console.print(f"gates: {names_text(gate.name for gate in base.widths.gates)}")
+    if parts[0].off:
+        console.print(f"gates off: {', '.join(parts[0].off)}")
     share = figures["parts_share"]
     assert isinstance(share, float)
     if config.handoff.enabled:

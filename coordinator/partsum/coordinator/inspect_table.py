@@ -30,6 +30,7 @@ def print_inspection(seen: Inspection) -> None:
         console.print(f"scales, 1/K in a base of mode residual: {escape(names_text(seen.scales))}")
     _print_whole(console, seen)
     console.print()
+    _print_gates(console, seen)
     console.print(_cost_table(seen))
     for depth in seen.depths:
         name = _DEPTHS[depth.depth]
@@ -99,6 +100,24 @@ def _print_whole(console: Console, seen: Inspection) -> None:
     console.print("stays whole, or partly so:")
     for reason, names in by_reason.items():
         console.print(f"  [dim]{escape(reason)}:[/] {escape(names_text(names))}")
+
+
+def _print_gates(console: Console, seen: Inspection) -> None:
+    residual = [gate for gate in seen.gates if gate.kind == "residual"]
+    if residual:
+        table = _table("gate, and what leaves with it", "parameters")
+        table.columns[0].overflow = "fold"
+        table.columns[1].justify = "right"
+        for gate in residual:
+            modules = ", ".join(module for module in gate.modules if module != gate.name)
+            what = f"[bold]{escape(gate.name)}[/]" + (f": {escape(modules)}" if modules else "")
+            table.add_row(what, count_text(gate.parameters))
+        console.print(table)
+    partial = [gate.name for gate in seen.gates if gate.kind == "partial"]
+    if partial:
+        console.print(f"gates between sums of two halves: {escape(names_text(partial))}")
+    if seen.gates:
+        console.print()
 
 
 def _cost_table(seen: Inspection) -> Table:

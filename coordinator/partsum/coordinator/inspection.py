@@ -1,4 +1,4 @@
-"""What there is to know of a model before it is cut: groups, coverage, costs, the certificate."""
+"""What there is to know of a model before it is cut: groups, gates, costs, the certificate."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 
 from partsum.coordinator.base import Base
 from partsum.coordinator.cost import part_size
+from partsum.coordinator.gate_table import GateRow, gate_rows
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.planner import equal_fractions
 from partsum.coordinator.planner.complement import block_parts, residual_refusal
@@ -91,6 +92,7 @@ class Inspection:
     tensors: tuple[TensorView, ...]
     readouts: tuple[str, ...]
     scales: tuple[str, ...]
+    gates: tuple[GateRow, ...]
     depths: tuple[DepthView, ...]
     block_refusal: str
     residual_refusal: str
@@ -132,6 +134,7 @@ def inspect_base(
         tensors=tensors,
         readouts=widths.readouts,
         scales=widths.scales,
+        gates=tuple(gate_rows(base)),
         depths=(
             _depth_view(base, "hidden", hidden, parts, probe),
             _depth_view(base, "all", widths, parts, probe),

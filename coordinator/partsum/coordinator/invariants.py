@@ -87,7 +87,7 @@ def assert_mean_of_parts(
     with torch.no_grad():
         expected = sum(w * part(inputs) for w, part in zip(weights, parts, strict=True))
         found = merged(inputs)
-    return _same(found, expected, "the merged base does not compute the mean of its parts")
+    return assert_same(found, expected, "the merged base does not compute the mean of its parts")
 
 
 def certify(base: Base, parts: Sequence[Part], block: bool, samples: Samples) -> None:
@@ -95,12 +95,14 @@ def certify(base: Base, parts: Sequence[Part], block: bool, samples: Samples) ->
 
     The certificate catches every silent error of a width rule: a head count that was not mended, a
     slot that was forgotten, a norm over the wrong slice. In mode block parts with weights that
-    nobody chose are merged too, which catches a readout that is none.
+    nobody chose are merged too, which catches a readout that is none. Gates have a certificate of
+    their own (`certify_gates`).
     """
+    parts = [Part(part.units) for part in parts]
     if not any(part.units for part in parts):
         return
     inputs, _ = base.probe(samples)
-    built = _noisy_model(base.task).to(base.device).eval()
+    built = noisy_model(base.task).to(base.device).eval()
     state = {name: tensor.clone() for name, tensor in built.state_dict().items()}
     whole = base.task.model()
     if block:
@@ -109,7 +111,7 @@ def certify(base: Base, parts: Sequence[Part], block: bool, samples: Samples) ->
     for part in {parts[0], parts[-1]} if len(parts) > 1 else parts:
         narrow = cut_module(built, base.widths, part).eval()
         whole.load_state_dict(_masked(state, base.widths, part))
-        _same(
+        assert_same(
             _outputs(narrow, inputs),
             _outputs(whole, inputs),
             "a cut model does not compute what the base does without the other units: the model's "
@@ -140,7 +142,7 @@ def _certify_merge(
         ) from error
 
 
-def _noisy_model(task: Task) -> nn.Module:
+def noisy_model(task: Task) -> nn.Module:
     """The task's model with nothing left at 0 or 1, where an error would not show."""
     model = seeded_model(task, 0)
     generator = torch.Generator().manual_seed(0)
@@ -182,7 +184,8 @@ def _masked(state: dict[str, Tensor], widths: Widths, part: Part) -> dict[str, T
     return masked
 
 
-def _same(found: Tensor, expected: Tensor | int, what: str) -> float:
+def assert_same(found: Tensor, expected: Tensor | int, what: str) -> float:
+    """Raise WidthError unless two outputs are the same but for rounding; how far they differ."""
     assert isinstance(expected, Tensor)
     largest = max(1.0, float(expected.abs().max()))
     error = float((found - expected).abs().max())

@@ -2,8 +2,8 @@
 
 Where parts overlap, elements are means weighted by samples (FedAvg, 1602.05629; by element for
 parts of different width, HeteroFL, 2010.01264); where they are disjoint they are scattered (IST,
-1910.02120). Memory is a few blocks of rows, whatever the number of updates
-and the size of a tensor.
+1910.02120). A tensor of a branch that some parts skip is a matter of the others alone. Memory is a
+few blocks of rows, whatever the number of updates and the size of a tensor.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -23,9 +24,10 @@ from partsum.coordinator.contribution import Contribution as Contribution
 from partsum.coordinator.contribution import Readable as Readable
 from partsum.coordinator.contribution import Tensors as Tensors
 from partsum.coordinator.contribution import rows_of
-from partsum.coordinator.strategies.blocks import Where, held_rows, row_blocks
+from partsum.coordinator.strategies.blocks import Held, held_rows, row_blocks
+from partsum.coordinator.strategies.means import mean, scattered, uneven_mean
 from partsum.coordinator.strategies.middle import merge_middle
-from partsum.shared.part import Part, index_map, region
+from partsum.shared.part import Part, absent, index_map, region
 from partsum.shared.spares import Spares
 from partsum.shared.tensors import TensorFile, TensorWriter
 from partsum.shared.width import Widths
@@ -74,9 +76,7 @@ class Merger:
         total = sum(c.weight for c in contributions)
         if total <= 0:
             raise ValueError("nothing to merge: no contribution has a weight above zero")
-        self._weights = [c.weight / total for c in contributions]
-        self._contributions = contributions
-        self._maps = [index_map(widths, c.part) for c in contributions]
+        self._shares = [_Share(c, widths, c.weight / total) for c in contributions]
         self._disjoint = are_disjoint([c.part for c in contributions])
         slots = (slot for group in widths.groups for slot in group.slots)
         self._partly_shared = {slot.tensor for slot in slots if slot.size is not None}
@@ -102,71 +102,60 @@ class Merger:
         bit for bit, whatever their weights. Integer and bool tensors (counters, masks) take the
         largest value seen, and come in one piece, as medians do.
         """
-        cut = any(name in kept for kept in self._maps)
+        carriers = [share for share in self._shares if name not in share.absent]
+        cut = any(name in share.kept for share in carriers)
         forget = cut and self._rule.unseen == "zero"
         disjoint = cut and self._disjoint and name not in self._partly_shared
-        if name in self._widths.scales and any(c.part.units for c in self._contributions):
-            yield rows_of(old.read(name))
+        if not carriers or self._is_own(name, carriers):
+            for rows in self._blocks(shape):
+                yield old.read_rows(name, rows.start, rows.stop)
         elif not dtype.is_floating_point:
             start = torch.zeros(shape, dtype=dtype) if forget else old.read(name).clone()
-            yield rows_of(self._largest(name, start))
+            yield rows_of(_largest(name, start, carriers))
         elif self._rule.cut is not None and not disjoint:
-            shares, maps = self._contributions, self._maps
+            shares, maps = [share.origin for share in carriers], [share.kept for share in carriers]
             yield rows_of(merge_middle(name, old.read(name), shares, maps, self._rule.cut))
         else:
-            row_bytes = 4 * math.prod(shape[1:])
-            merged_rows = self._scattered if disjoint else self._uneven_mean if cut else self._mean
-            for rows in row_blocks(shape, row_bytes, self._block_bytes):
+            weigh = self._rule.weigh_readouts and name in self._widths.readouts
+            fold = partial(scattered, weigh=weigh) if disjoint else uneven_mean if cut else mean
+            for rows in self._blocks(shape):
                 start = old.read_rows(name, rows.start, rows.stop)
                 block = torch.zeros_like(start) if forget else start.clone()
-                yield merged_rows(name, block, rows.start).to(dtype)
+                yield fold(block, _held(name, block, rows.start, carriers)).to(dtype)
 
-    def _held(self, name: str, block: Tensor, first: int) -> Iterator[tuple[Tensor, Where, float]]:
-        """What each part that counts holds of a block of rows: values, where, and their weight."""
-        for share, kept, weight in zip(self._contributions, self._maps, self._weights, strict=True):
-            found = held_rows(share.tensors, name, kept.get(name, {}), block, first)
-            if found is not None:
-                yield *found, weight
+    def _is_own(self, name: str, carriers: Sequence[_Share]) -> bool:
+        """Whether the tensor is a constant of the base's own, of which parts know nothing."""
+        return name in self._widths.scales and any(share.part.units for share in carriers)
 
-    def _scattered(self, name: str, block: Tensor, first: int) -> Tensor:
-        weigh = self._rule.weigh_readouts and name in self._widths.readouts
-        for value, where, weight in self._held(name, block, first):
-            block[where] = (value * weight if weigh else value).to(block.dtype)
-        return block
+    def _blocks(self, shape: Sequence[int]) -> Iterator[slice]:
+        return row_blocks(shape, 4 * math.prod(shape[1:]), self._block_bytes)
 
-    def _mean(self, name: str, block: Tensor, first: int) -> Tensor:
-        """A running weighted mean: m += (x - m) w / W, which leaves m as it is where x == m."""
-        wide = torch.promote_types(block.dtype, torch.float32)
-        merged, seen = block.to(wide), 0.0
-        for value, _, weight in self._held(name, block, first):
-            if weight == 0:
-                continue
-            seen += weight
-            if seen == weight:  # what was there must not count, be it nan
-                merged.copy_(value)
-            else:
-                merged.lerp_(value.to(wide), weight / seen)
-        return merged
 
-    def _uneven_mean(self, name: str, block: Tensor, first: int) -> Tensor:
-        """The same where elements are held by different sets of parts."""
-        wide = torch.promote_types(block.dtype, torch.float32)
-        merged = block.to(wide)
-        seen = torch.zeros(merged.shape, dtype=wide)
-        for value, where, weight in self._held(name, block, first):
-            if weight == 0:
-                continue
-            fresh = seen[where] == 0
-            seen[where] += weight
-            mean = torch.lerp(merged[where], value.to(wide), weight / seen[where])
-            merged[where] = torch.where(fresh, value.to(wide), mean)
-        return merged
+class _Share:
+    """A contribution, where its tensors belong, and how much it counts of the whole."""
 
-    def _largest(self, name: str, merged: Tensor) -> Tensor:
-        for share, kept in zip(self._contributions, self._maps, strict=True):
-            where = region(merged, kept.get(name, {}))
-            merged[where] = torch.maximum(merged[where], share.tensors.read(name))
-        return merged
+    def __init__(self, origin: Contribution, widths: Widths, weight: float) -> None:
+        self.origin = origin
+        self.part = origin.part
+        self.tensors = origin.tensors
+        self.weight = weight
+        self.kept = index_map(widths, origin.part)
+        self.absent = absent(widths, origin.part)
+
+
+def _held(name: str, block: Tensor, first: int, carriers: Sequence[_Share]) -> Held:
+    """What each part that counts holds of a block of rows: values, where, and their weight."""
+    for share in carriers:
+        found = held_rows(share.tensors, name, share.kept.get(name, {}), block, first)
+        if found is not None:
+            yield *found, share.weight
+
+
+def _largest(name: str, merged: Tensor, carriers: Sequence[_Share]) -> Tensor:
+    for share in carriers:
+        where = region(merged, share.kept.get(name, {}))
+        merged[where] = torch.maximum(merged[where], share.tensors.read(name))
+    return merged
 
 
 def are_disjoint(parts: Sequence[Part]) -> bool:

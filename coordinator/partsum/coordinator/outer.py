@@ -54,8 +54,8 @@ class OuterStep:
             after = TensorWriter(ended, self._shapes(old), spares=self._spares)
             try:
                 stepped = Stepped(merger, self._optimizer, before, after, self._trained)
-                scaled = Scaled(stepped, self._factors)
-                digest = write_merged(old, scaled, out, metadata, spares=self._spares)
+                merging = scaled(stepped, self._factors)
+                digest = write_merged(old, merging, out, metadata, spares=self._spares)
                 after.commit()
             except BaseException:
                 after.abandon()
@@ -120,6 +120,11 @@ class Stepped:
         step = self._optimizer.step(change, after)
         merged.copy_(torch.where(held, old + step, old))
         moments.copy_(torch.where(held, after, moments))
+
+
+def scaled(merger: Merging, factors: Mapping[str, float]) -> Merging:
+    """The merger, its tensors scaled where a factor is not 1; else itself, which may go by rows."""
+    return Scaled(merger, factors) if any(f != 1 for f in factors.values()) else merger
 
 
 class Scaled:

@@ -16,11 +16,16 @@ from partsum.coordinator.clock import RunClock, Stages
 from partsum.coordinator.cohort import Change
 from partsum.coordinator.cutter import blob_of
 from partsum.coordinator.folder import DEEPSPEED_COPY
+from partsum.coordinator.gate_certificate import certify_gates
 from partsum.coordinator.handoff import HandoffProgress
 from partsum.coordinator.handoff_config import deepspeed_settings
 from partsum.coordinator.invariants import certify
+from partsum.coordinator.leaderboard import Leaderboard
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.recovery import Recovery
+from partsum.coordinator.search import used_gates
+from partsum.coordinator.search_workshop import SearchWorkshop
+from partsum.coordinator.standings import standings_of
 from partsum.coordinator.store import Store
 from partsum.coordinator.study.workshop import StudyWorkshop
 from partsum.coordinator.workplan import Workplan, make_workplan
@@ -48,6 +53,12 @@ log = logging.getLogger(__name__)
 _CHECKS = 2  # updates looked at together: each holds some tensors, and nodes may be many
 
 
+def _workshop_kind(config: RunConfig) -> type[Workshop]:
+    if config.parts.is_study:
+        return StudyWorkshop
+    return SearchWorkshop if config.parts.is_search else Workshop
+
+
 class Run:
     """A run in its folder, opened or resumed. Heavy work happens in worker threads."""
 
@@ -70,7 +81,7 @@ class Run:
             torch.set_deterministic_debug_mode("warn")
         device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
         self.base = Base(self.task, device)
-        kind = StudyWorkshop if config.parts.is_study else Workshop
+        kind = _workshop_kind(config)
         self.workshop = kind(config, store, self.base, self.train, self.validation)
         self._checks = asyncio.Semaphore(_CHECKS)
         self.next_round = 0
@@ -79,6 +90,7 @@ class Run:
         self.opened = 0.0
         self.handoff_progress: HandoffProgress | None = None
         self._workplan: Workplan | None = self._stored_workplan()
+        self.board: Leaderboard | None = None  # of a search over structures
 
     def _check_same_run(self) -> None:
         """A resumed run must have the task and data that it was started with."""
@@ -108,6 +120,7 @@ class Run:
         for result, _, _ in self.store.results().values():
             self.next_round += 1
             self.loss, self.accuracy = result.loss, result.accuracy
+        self.board = self.workshop.board()
         if not self.config.parts.rounds:
             return
         self.workshop.aggregator.prepare()
@@ -115,6 +128,7 @@ class Run:
             trial = make_workplan(self.config, self.base, self.train, {})
             cutter = self.workshop.cutter
             certify(self.base, cutter.slices(trial), cutter.cuts_all, self.validation)
+            certify_gates(self.base, used_gates(self.config, self.base), self.validation)
         recovery.recover_clusters(self.workshop.cutter.make_clusters)
 
     # -- rounds -----------------------------------------------------------------------------------
@@ -189,6 +203,7 @@ class Run:
         result = replace(result, stage_seconds=self.stages.take())
         await asyncio.to_thread(self._commit, plan.round, result, facts)
         self.next_round = plan.round + 1
+        self.board = self.workshop.board()
         if result.loss is not None:
             self.loss, self.accuracy = result.loss, result.accuracy
         return result
@@ -233,11 +248,11 @@ class Run:
         self,
         phase: str,
         reason: str,
-        parts_in: int,
+        parts: tuple[int, int],
         bytes_moved: tuple[int, int],
         nodes: tuple[NodeStatus, ...],
     ) -> RunStatus:
-        """The run as an operator sees it."""
+        """The run as an operator sees it; ``parts``: how many are in, and how many there are."""
         nan = float("nan")
         progress = self.handoff_progress
         return RunStatus(
@@ -246,8 +261,8 @@ class Run:
             reason=reason,
             round=self.next_round,
             rounds=self.config.parts.rounds,
-            parts_in=parts_in,
-            parts=self.config.parts.count,
+            parts_in=parts[0],
+            parts=parts[1] or self.config.parts.count,
             loss=nan if self.loss is None else self.loss,
             accuracy=nan if self.accuracy is None else self.accuracy,
             handoff_step=progress.step if progress else 0,
@@ -257,4 +272,5 @@ class Run:
             bytes_received=bytes_moved[1],
             nodes=nodes,
             folder=str(self.folder),
+            standings=standings_of(self.board) if self.board else (),
         )

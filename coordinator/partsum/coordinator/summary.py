@@ -7,32 +7,20 @@ null: JSON knows no NaN.
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import xxhash
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from partsum.coordinator.ranges import Ranges
+from partsum.coordinator.summary_record import Measured
+from partsum.coordinator.summary_record import Record as Record
+from partsum.coordinator.summary_structures import SearchSummary
 from partsum.shared.config import RunConfig
 from partsum.shared.errors import StateError
 from partsum.shared.files import sync_folder
-
-
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Measured = Annotated[float | None, BeforeValidator(_finite)]
-"""A figure; NaN and infinity become None."""
-
-
-class Record(BaseModel):
-    """A piece of the summary: frozen, closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class PhaseSummary(Record):
@@ -207,7 +195,7 @@ class Summary(Record):
     """package.module:function."""
     config_digest: str
     """xxh3-128 of the config, 32 hex digits: the same digest, the same config."""
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
     """The whole config, defaults included."""
     seed: int
     """All randomness came from it."""
@@ -237,11 +225,15 @@ class Summary(Record):
     """Parameters of each part."""
     part_fractions: tuple[float, ...] = ()
     """Each part's share of the width."""
-    group_units: dict[str, int] = {}
+    group_units: dict[str, int] = Field(default_factory=dict)
     """Each width group's number of units."""
     parts: tuple[dict[str, Ranges], ...] = ()
     """For each part, its units of each width group, in the last round. A group that is not named
     is kept whole."""
+    gates_off: tuple[str, ...] = ()
+    """Gates that are off in the final model: the branches that it lacks."""
+    search: SearchSummary | None = None
+    """The search over structures; null: there was none."""
     ranking: tuple[RankingSummary, ...] = ()
     """Each hidden width group as it was ranked before the first round; empty: it was not."""
     full_model_bytes: int | None = None

@@ -25,8 +25,9 @@ from partsum.coordinator.first_base import FirstBase
 from partsum.coordinator.gradients import GradientStep, moments_path
 from partsum.coordinator.inspector import Inspector
 from partsum.coordinator.invariants import assert_merge
+from partsum.coordinator.leaderboard import Leaderboard
 from partsum.coordinator.merge import Contribution, Merging, Tensors, write_merged
-from partsum.coordinator.outer import OuterStep, Scaled
+from partsum.coordinator.outer import OuterStep, scaled
 from partsum.coordinator.planner.complement import equal_slices
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.stand_in import stand_in
@@ -103,12 +104,16 @@ class Workshop:
         result = RoundResult(
             base=out.name,
             digest=digest,
-            loss=_finite(scores.loss) if scores else None,
-            accuracy=_finite(scores.accuracy) if scores else None,
+            loss=finite(scores.loss) if scores else None,
+            accuracy=finite(scores.accuracy) if scores else None,
             missing=missing,
             stage_seconds={},
         )
         return result, facts
+
+    def board(self) -> Leaderboard | None:
+        """Of a search over structures, as of the last committed round; None in other runs."""
+        return None
 
     def rebuild_base(self, round: int) -> str:
         """Merge a committed round of mode block again, from the parts kept of it; the digest."""
@@ -189,11 +194,12 @@ class Workshop:
             outer = OuterStep(optimizer, self.base.trained, folder, spares, self.factors)
             digest = outer.apply(old, merger, out, metadata, plan.round)
         else:
-            scaled = Scaled(merger, self.factors)
-            digest = write_merged(old, scaled, out, metadata, spares=self.store.spares)
+            scaling = scaled(merger, self.factors)
+            digest = write_merged(old, scaling, out, metadata, spares=self.store.spares)
         if self.block:
             return digest
-        return self.base.recalibrated(out, self.train, self.config.seed) or digest
+        off = self.config.gates.off
+        return self.base.recalibrated(out, self.train, self.config.seed, off) or digest
 
     def _merger(
         self, plan: RoundPlan, shares: Mapping[int, Contribution], files: ExitStack
@@ -278,12 +284,12 @@ class Workshop:
         wanted = done == parts.rounds or (parts.evaluate_every and done % parts.evaluate_every == 0)
         if not (wanted or self.block):
             return None
-        model = self.base.model(path, self.norm_parts(plan))
+        model = self.base.model(path, self.norm_parts(plan), self.config.gates.off)
         if self.block:  # at every merge: what it finds would show nowhere else
             assert_merge(self.base, model, list(shares.values()), self.validation)
         return self.base.scores(model, self.validation) if wanted else None
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
     """Nothing, for a task without a metric or a base that has diverged: the journal is JSON."""
     return value if math.isfinite(value) else None

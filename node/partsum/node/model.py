@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from partsum.shared.errors import WireError
+from partsum.shared.errors import WidthError, WireError
+from partsum.shared.gates import check_gates, find_structure
 from partsum.shared.messages import Part
 from partsum.shared.moments import is_moment
 from partsum.shared.part import cut_module, emptied, fresh_module, index_map
 from partsum.shared.tensors import TensorFile
-from partsum.shared.width import Widths, find_widths
+from partsum.shared.width import Widths
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ def build_part(
     """
     base = _on_meta(make_model)
     if base is not None:
-        widths = find_widths(base)
-        _check_fits(part, widths)
+        widths = find_structure(base)
+        _check_fits(part, base, widths)
         narrow = cut_module(base, widths, part)
         if start is not None and _is_all_state(narrow):
             narrow = emptied(narrow, "cpu")
@@ -54,15 +55,15 @@ def build_part(
             base = None
     if base is None:
         base = _for_real(make_model, seed)
-        widths = find_widths(base)
-        _check_fits(part, widths)
+        widths = find_structure(base)
+        _check_fits(part, base, widths)
         narrow = fresh_module(cut_module(base, widths, part), seed)
     if start is not None:
         _load(narrow, start)
     return PartModel(narrow, _shares(base, widths, part))
 
 
-def _check_fits(part: Part, widths: Widths) -> None:
+def _check_fits(part: Part, base: nn.Module, widths: Widths) -> None:
     """Nothing else would notice: on the meta device no index is out of range."""
     known = {group.name: group.units for group in widths.groups}
     for name, units in part.units.items():
@@ -71,6 +72,10 @@ def _check_fits(part: Part, widths: Widths) -> None:
                 f"the part keeps unit {units[-1]} of width group {name!r}, of which this model has "
                 f"{known.get(name, 0)}. Coordinator and node must run the same task"
             )
+    try:
+        check_gates(base, widths, part.off)
+    except WidthError as error:
+        raise WireError(f"{error}. Coordinator and node must run the same task") from error
 
 
 def _on_meta(make_model: Callable[[], nn.Module]) -> nn.Module | None:

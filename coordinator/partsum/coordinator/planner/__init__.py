@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from partsum.coordinator.planner.complement import block_parts, equal_slices, residual_parts
 from partsum.coordinator.planner.fractions import equal_fractions, measured_fractions
@@ -21,17 +22,32 @@ def plan_parts(
     seed: int,
     round: int,
     ranking: Ranking | None = None,
+    off: Sequence[str] = (),
 ) -> list[Part]:
     """The parts of a round, one for each fraction; by ``ranking`` with planner relevance.
+
+    The gates ``off`` are off in all of them.
 
     Raises:
         WidthError: more parts than a group has units, or no group that the mode can cut.
     """
-    if config.planner == "full":
-        return [WHOLE] * len(fractions)
+    parts = _parts(config, widths, fractions, seed, round, ranking)
+    return [replace(part, gates=dict.fromkeys(off, False)) for part in parts]
+
+
+def _parts(
+    config: PartsConfig,
+    widths: Widths,
+    fractions: Sequence[float],
+    seed: int,
+    round: int,
+    ranking: Ranking | None,
+) -> list[Part]:
     if config.planner == "relevance":
         assert ranking is not None
         return relevance_parts(widths, fractions, ranking, seed, round)
+    if config.planner != "complement":
+        return [WHOLE] * len(fractions)
     match config.mode:
         case "block":
             return block_parts(widths, fractions)

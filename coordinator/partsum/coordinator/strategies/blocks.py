@@ -15,6 +15,8 @@ BUDGET_BYTES = 8 << 20  # of one stack: as quick as any (measured), and sorting 
 
 Dims = Mapping[int, Tensor]
 Where = tuple[slice | Tensor, ...]
+Held = Iterator[tuple[Tensor, Where, float]]
+"""What each part holds of a block of rows: values, where in it they lie, and their weight."""
 
 
 def row_blocks(shape: Sequence[int], row_bytes: int, budget_bytes: int) -> Iterator[slice]:

@@ -6,7 +6,6 @@ file: neither a restart nor the end of the sweep has to wait for it.
 
 from __future__ import annotations
 
-import math
 import statistics
 import threading
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.store import Store
 from partsum.coordinator.study.cutter import StudyCutter
 from partsum.coordinator.study.results import Row, in_order, to_json
-from partsum.coordinator.workshop import Workshop
+from partsum.coordinator.workshop import Workshop, finite
 from partsum.shared.config import RunConfig
 from partsum.shared.errors import ConfigError, WireError
 from partsum.shared.files import file_digest
@@ -151,7 +150,7 @@ class StudyWorkshop(Workshop):
                 with TensorFile(path) as file:
                     model = self.base.part_model(part, file)
                 scores = self.base.scores(model, self.validation)
-                known = [_finite(scores.loss), _finite(scores.accuracy)]
+                known = [finite(scores.loss), finite(scores.accuracy)]
                 self.store.note(**{key: known})
             return known[0], known[1]
 
@@ -183,10 +182,6 @@ def _given_base(path: Path, base: Base) -> dict[str, Tensor]:
                 f"{tuple(tensor.shape)}"
             )
     return found
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _mean(values: list[float | None]) -> float | None:

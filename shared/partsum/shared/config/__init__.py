@@ -8,6 +8,7 @@ from partsum.shared.config.relevance import RelevanceConfig
 from partsum.shared.config.run import RunConfig
 from partsum.shared.config.section import Section
 from partsum.shared.config.start import StartConfig
+from partsum.shared.config.structures import GatesConfig, StructuresConfig
 from partsum.shared.config.study import StudyConfig
 from partsum.shared.config.text import load_config, parse_config
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
@@ -23,6 +24,7 @@ from partsum.shared.config.work import (
 
 __all__ = [
     "DataConfig",
+    "GatesConfig",
     "HandoffConfig",
     "MergeConfig",
     "OuterConfig",
@@ -34,6 +36,7 @@ __all__ = [
     "Section",
     "ServerConfig",
     "StartConfig",
+    "StructuresConfig",
     "StudyConfig",
     "TaskConfig",
     "TrainingConfig",

@@ -69,6 +69,11 @@ def check_outer(outer: OuterConfig, parts: PartsConfig) -> None:
         key = f"outer.layer_scaling = {list(outer.layer_scaling)}"
     else:
         return
+    if parts.is_search:
+        raise ValueError(
+            f"{key} needs updates that are averaged into the base; with parts.planner = "
+            '"structures" they are ranked, and nobody takes a step along their change'
+        )
     if parts.is_block:
         raise ValueError(
             f"{key} needs parts that share the base: in mode block "

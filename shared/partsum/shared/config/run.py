@@ -22,6 +22,7 @@ from partsum.shared.config.outer import OuterConfig
 from partsum.shared.config.relevance import RelevanceConfig
 from partsum.shared.config.section import Section
 from partsum.shared.config.start import StartConfig
+from partsum.shared.config.structures import GatesConfig, StructuresConfig, check_structures
 from partsum.shared.config.study import StudyConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
 from partsum.shared.config.wire import WireConfig
@@ -52,6 +53,8 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     start: StartConfig = StartConfig()
     parts: PartsConfig = PartsConfig()
+    gates: GatesConfig = GatesConfig()
+    structures: StructuresConfig = StructuresConfig()
     relevance: RelevanceConfig = RelevanceConfig()
     training: TrainingConfig = TrainingConfig()
     rounds: RoundsConfig = RoundsConfig()
@@ -80,5 +83,6 @@ class RunConfig(Section):
         check_secrecy(self.privacy, self.merge, self.parts, self.rounds)
         check_wire(self.wire, self.parts, self.privacy)
         check_ahead(self.training, self.parts, self.wire, self.deterministic)
+        check_structures(self.gates, self.parts, self.start, self.wire, self.merge, self.privacy)
         check_study(self.parts, self.merge, self.outer, self.wire, self.privacy, self.handoff)
         return self

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from partsum.shared.errors import WidthError
+from partsum.shared.width.gate import Gate
 
 Depth = Literal["hidden", "stream"]
 """Which mode cuts an axis: "hidden" ones lie inside a branch or between two layers and are cut in
@@ -84,7 +85,8 @@ class Widths:
     base in mode residual (the constant branch multiplier of ResIST, 2107.00961).
     ``normed`` are modules that add a hidden group up and need no scale, since a norm follows at
     once. ``left_out`` says what stays whole and why; ``block_refusal`` and ``residual_refusal`` why
-    the mode cannot cut the model, empty where it can.
+    the mode cannot cut the model, empty where it can. ``gates`` are the residual branches that a
+    part may lack: they are filled in by `partsum.shared.gates.find_structure`.
     """
 
     groups: tuple[WidthGroup, ...]
@@ -94,6 +96,7 @@ class Widths:
     block_refusal: str = ""
     normed: tuple[str, ...] = ()
     residual_refusal: str = ""
+    gates: tuple[Gate, ...] = ()
 
     def group(self, name: str) -> WidthGroup:
         """The group of that name."""

@@ -1,0 +1,72 @@
+"""Cuts a search's structures: each goes on from its own last update, and new ones from the base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from partsum.coordinator.base import Base
+from partsum.coordinator.cutter import Cutter, base_name
+from partsum.coordinator.records import RoundPlan
+from partsum.coordinator.search import Search
+from partsum.coordinator.store import Store
+from partsum.coordinator.workplan import Workplan
+from partsum.shared.config import RunConfig
+from partsum.shared.messages import Blob
+from partsum.shared.part import Part
+from partsum.shared.task import Samples, num_samples
+
+
+class SearchCutter(Cutter):
+    """Works on one search's store, in worker threads."""
+
+    def __init__(self, config: RunConfig, store: Store, base: Base, train: Samples) -> None:
+        super().__init__(config, store, base, train)
+        self.search = Search(config, store, base)
+        self._same_data = config.structures.data == "same"
+
+    def parts(self, plan: Workplan, round: int) -> list[Part]:
+        """The structures of a round."""
+        return self.search.parts(round)
+
+    # -- data -------------------------------------------------------------------------------------
+
+    def cluster_paths(self) -> list[Path]:
+        """Where the clusters lie that structures are dealt; one, of all data, where all see it."""
+        paths = super().cluster_paths()
+        return paths[:1] if self._same_data else paths
+
+    def cluster_of(self, round: int, part: int) -> int:
+        """Which cluster a structure of a round trains on: they are dealt in turn."""
+        return part % len(self.cluster_paths())
+
+    def make_clusters(self) -> list[np.ndarray]:
+        """Each cluster's sample indices, from the seed."""
+        return [np.arange(num_samples(self.train))] if self._same_data else super().make_clusters()
+
+    def _part_seed(self, k: int) -> int:
+        """Structures walk the data in one order, so that they can be compared."""
+        return super()._part_seed(0)
+
+    # -- where they start -------------------------------------------------------------------------
+
+    def _holder(self, plan: Workplan, part: Part, round: int, k: int) -> str:
+        return self.search.holder(part)
+
+    def _starts(self, parts: Sequence[Part], round: int) -> list[Blob | None]:
+        """Each structure's own last update, or what a new one starts from."""
+        base = self.store.base_path(base_name(round))
+        return [
+            self.search.kept_start(part)
+            or self._write_start(self.search.fresh_start(part, base, round), round, k)
+            for k, part in enumerate(parts)
+        ]
+
+    def origin_paths(self, plan: RoundPlan) -> dict[int, Path]:
+        """Where each structure's start lies."""
+        return {
+            k: self.search.origin(planned.part) or self._spooled_start(plan.round, k)
+            for k, planned in enumerate(plan.parts)
+        }
