@@ -66,6 +66,22 @@ class Encoder(nn.Module):
         return logits
 
 
+class EncoderDecoder(nn.Module):
+    """torch's own encoder and decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(TOKENS, 32)
+        self.inner = nn.Transformer(32, 8, 1, 2, 48, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(32, TOKENS)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        stream, length = self.embed(tokens), tokens.shape[1]
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=tokens.device)
+        logits: Tensor = self.head(self.inner(stream, stream, tgt_mask=mask))
+        return logits
+
+
 def _gpt2(tied: bool = True) -> nn.Module:
     config = hf.GPT2Config(
         vocab_size=TOKENS,
@@ -205,6 +221,9 @@ MODELS: dict[str, Kind] = {
     "encoder, post-norm": Kind(
         lambda: Encoder(norm_first=False), {"self_attn.heads": 8, "hidden": 48}
     ),
+    "encoder-decoder": Kind(
+        EncoderDecoder, {"self_attn.heads": 8, "multihead_attn.heads": 8, "hidden": 48}
+    ),
     "gpt2, tied": Kind(_gpt2, {"attn.heads": 8, "mlp.hidden": 128}),
     "gpt2, untied": Kind(lambda: _gpt2(tied=False), {"attn.heads": 8, "mlp.hidden": 128}),
     "llama": Kind(_llama, {"self_attn.heads": 8, "mlp.hidden": 48}),
@@ -228,6 +247,25 @@ MODELS: dict[str, Kind] = {
         block=False,
     ),
 }
+
+
+def _neox() -> nn.Module:
+    config = hf.GPTNeoXConfig(
+        vocab_size=TOKENS,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        max_position_embeddings=16,
+        bos_token_id=None,
+        eos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    return Logits(hf.GPTNeoXForCausalLM(config))
+
+
+ADDED = {"gpt-neox": Kind(_neox, {"mlp.hidden": 48}, block=False)}
+"""Kinds of which some layers have no rule."""
 
 
 def scaled(kind: str) -> nn.Module:

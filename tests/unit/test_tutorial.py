@@ -20,7 +20,7 @@ BLOCK = re.compile(
     r"(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-MODULES = ("mytask", "mymodel")
+MODULES = ("mytask", "mymodel", "mylm")
 
 
 @pytest.fixture
@@ -56,6 +56,11 @@ def test_the_tutorials_code_runs_in_order_and_prints_what_it_says(folder: Path) 
             printed.append(output.getvalue())
         elif block["language"] == "text":
             assert printed[-1] == block["code"]
-    assert [b["file"] for b in blocks if b["file"]] == ["mytask.py", "run.toml", "mymodel.py"]
-    assert [text.split()[:1] for text in printed] == [["0:"], ["accuracy"], [], []]
+    assert [b["file"] for b in blocks if b["file"]] == [
+        "mytask.py",
+        "run.toml",
+        "mymodel.py",
+        "mylm.py",
+    ]
+    assert [text.split()[:1] for text in printed] == [["0:"], ["accuracy"], [], [], ["stream:"]]
     assert load_config(folder / "run.toml").task.name == "mytask:task"

@@ -7,10 +7,13 @@ a step, and merged.
 from __future__ import annotations
 
 import functools
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from tests.width_models import MODELS, scaled
+from tests.width_models import ADDED, MODELS, scaled
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -19,11 +22,12 @@ from partsum.coordinator.invariants import assert_mean_of_parts, certify
 from partsum.coordinator.merge import AVERAGE, BLOCK, Contribution, Tensors, merge_state
 from partsum.coordinator.norms import group_norms
 from partsum.coordinator.planner import equal_fractions, plan_parts
+from partsum.node.model import build_part
 from partsum.shared.config import PartsConfig
-from partsum.shared.errors import WidthError
+from partsum.shared.errors import TaskError, WidthError
 from partsum.shared.part import Part, cut_module, fresh_module, index_map, region
 from partsum.shared.task import Task
-from partsum.shared.width import find_widths, with_scales
+from partsum.shared.width import find_widths, registry, with_scales
 from partsum.shared.width.scaled import readers
 
 COUNT = 4
@@ -175,6 +179,25 @@ def test_a_fresh_part_has_its_seeds_bytes_whatever_was_there_before(kind: str) -
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("kind", [k for k in MODELS if k not in ("mlp", "vit", "gpt")])
+def test_a_node_builds_the_part_that_the_coordinator_does(kind: str) -> None:
+    base, devices = base_of(kind, "residual"), []
+
+    def make() -> nn.Module:
+        devices.append(torch.empty(0).device.type)
+        return scaled(kind)
+
+    part = parts_of(base, "residual")[1]
+    found = build_part(make, part, 5, None).module.eval()
+    assert devices == ["meta"], "the base took memory"
+    expected = base.fresh_part(part, 5)
+    state = found.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    inputs = MODELS[kind].inputs()
+    whole = base.part_model(part, Tensors(expected))
+    torch.testing.assert_close(found(inputs), whole(inputs))
+
+
 def test_a_unit_of_grouped_query_attention_is_a_key_head_with_its_query_heads() -> None:
     base = base_of("llama", "block")
     heads = next(g for g in base.widths.groups if g.name.endswith("0.self_attn.heads"))
@@ -223,8 +246,30 @@ def test_a_wrong_readout_does_not_pass_the_certificate() -> None:
     base.widths = type(base.widths)(
         base.widths.groups, ("inner.model.layers.0.input_layernorm.weight",)
     )
-    with pytest.raises(WidthError, match="does not compute the mean of its parts"):
+    with pytest.raises(WidthError, match=r"mean of its parts.*do not weigh its output"):
         certify(base, parts_of(base, "block"), True, batch("llama, tied"))
+
+
+def test_a_model_that_returns_no_tensor_is_told_to_be_wrapped() -> None:
+    task = base_of("llama", "block").task
+    unwrapped = replace(task, model=lambda: MODELS["llama"].make().get_submodule("inner"))
+    base = Base(unwrapped, CPU)
+    with pytest.raises(TaskError, match=r"returns CausalLMOutput\w+, and must return a tensor"):
+        certify(base, parts_of(base, "block"), True, batch("llama"))
+
+
+def test_the_rule_that_the_documentation_adds_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_rules", list(registry._rules))
+    page = Path(__file__).parents[2] / "docs" / "widths.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    kind = "gpt-neox"
+    assert "several layers read the stream" in find_widths(ADDED[kind].make()).block_refusal
+    exec(compile(block, page.name, "exec"), {})
+    data = functools.partial(TensorDataset, ADDED[kind].inputs(), torch.zeros(3))
+    base = Base(Task(ADDED[kind].make, data, data, loss), CPU)
+    names = {group.name.rpartition(".")[2] for group in base.widths.groups}
+    assert names == {"stream", "heads", "hidden"}
+    certify(base, parts_of(base, "block"), True, data())
 
 
 def test_a_model_whose_head_is_missing_is_refused_in_mode_block() -> None:

@@ -353,3 +353,13 @@ def test_a_chunk_in_another_order_is_a_chunk() -> None:
         raw = head + bytes([len(tail)]) + tail
         found = frames.push_from_bytes(raw) if head == b"\x12" else frames.pull_from_bytes(raw)
         assert found == Frame(5, b"x", 7)
+
+
+def test_a_parts_gates_cross_the_wire_and_are_held_to_limits() -> None:
+    part = m.Part({"hidden": (0, 1, 5)}, {"blocks.0.mlp": False, "blocks.1.mlp": True})
+    assert wire.part_from_wire(wire.part_to_wire(part)) == part
+    many = pb.Part(gates={f"gate {k}": False for k in range(limits.GATES + 1)})
+    with pytest.raises(WireError, match="number of a part's gates"):
+        wire.part_from_wire(many)
+    with pytest.raises(WireError, match="a gate's name"):
+        wire.part_from_wire(pb.Part(gates={"g" * (limits.NAME_CHARACTERS + 1): False}))

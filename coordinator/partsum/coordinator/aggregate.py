@@ -25,7 +25,7 @@ from partsum.coordinator.store import Store
 from partsum.coordinator.strategies.clip import Clipped, clip_factor
 from partsum.coordinator.strategies.krum import fitting, ranked, squared_distances
 from partsum.shared.config import RunConfig
-from partsum.shared.part import WHOLE, index_map
+from partsum.shared.part import WHOLE, absent, index_map
 
 log = logging.getLogger(__name__)
 
@@ -117,10 +117,13 @@ class Aggregator:
         from all that are left in.
         """
         maps = [index_map(self.base.widths, share.part) for share in shares.values()]
+        skipped = [absent(self.base.widths, share.part) for share in shares.values()]
         shapes = {
             name: tensor.shape
             for name, tensor in self.base.shape.state_dict().items()
-            if tensor.is_floating_point() and not any(name in kept for kept in maps)
+            if tensor.is_floating_point()
+            and not any(name in kept for kept in maps)
+            and not any(name in gone for gone in skipped)
         }
         hostile = fitting(len(shares), self.config.merge.hostile)
         if hostile < self.config.merge.hostile:

@@ -14,10 +14,11 @@ from partsum.coordinator.merge import Readable
 from partsum.coordinator.norms import group_norms, has_batch_norm, recalibrate
 from partsum.coordinator.strategies.blocks import row_blocks
 from partsum.shared.errors import PartsumError, TaskError
+from partsum.shared.gates import close_gates, find_structure
 from partsum.shared.part import Part, cut_module, emptied, fresh_module
 from partsum.shared.task import Samples, Scores, Task, evaluate, gather, num_samples, walk
-from partsum.shared.tensors import TensorFile, save_tensors
-from partsum.shared.width import Widths, find_widths
+from partsum.shared.tensors import TensorFile, load_tensors, save_tensors
+from partsum.shared.width import Widths
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +71,9 @@ class Base:
         self.task = task
         self.device = device
         self.shape = meta_model(task)
-        self.widths: Widths = find_widths(self.shape)
+        self.widths: Widths = find_structure(self.shape)
         self._plain: nn.Module | None = None
-        self._grouped: tuple[list[Part], nn.Module] | None = None
+        self._changed: tuple[list[Part], tuple[str, ...], nn.Module] | None = None
 
     def initial(self, path: Path, seed: int, scale: float) -> str:
         """Write base 0, freshly initialised, with every scale set; returns its digest."""
@@ -81,9 +82,14 @@ class Base:
             state[name] = torch.full_like(state[name], scale)
         return save_tensors(path, state, {"partsum.base": "0"})
 
-    def model(self, path: Path, norm_parts: Sequence[Part] = ()) -> nn.Module:
-        """The model in evaluation mode with a base file's weights, grouped norms where given."""
-        model = self._built(list(norm_parts))
+    def model(
+        self, path: Path, norm_parts: Sequence[Part] = (), off: Sequence[str] = ()
+    ) -> nn.Module:
+        """The model in evaluation mode with a base file's weights.
+
+        Grouped norms where parts are given, and without the branches whose gates are ``off``.
+        """
+        model = self._built(list(norm_parts), tuple(off))
         with TensorFile(path) as file:
             targets = model.state_dict(keep_vars=True)
             with torch.no_grad():
@@ -91,15 +97,16 @@ class Base:
                     _fill(target, file, name)
         return model.eval()
 
-    def _built(self, norm_parts: list[Part]) -> nn.Module:
-        if not norm_parts:
+    def _built(self, norm_parts: list[Part], off: tuple[str, ...] = ()) -> nn.Module:
+        if not norm_parts and not off:
             if self._plain is None:
                 self._plain = self.task.model().to(self.device)
             return self._plain
-        if self._grouped is None or self._grouped[0] != norm_parts:
+        if self._changed is None or self._changed[:2] != (norm_parts, off):
             model = group_norms(self.task.model(), self.widths, norm_parts)
-            self._grouped = (norm_parts, model.to(self.device))
-        return self._grouped[1]
+            close_gates(model, self.widths, off)
+            self._changed = (norm_parts, off, model.to(self.device))
+        return self._changed[2]
 
     @property
     def trained(self) -> set[str]:
@@ -126,20 +133,23 @@ class Base:
         """Loss and headline metric over a data set."""
         return evaluate(model, self.task, samples, self.device)
 
-    def recalibrated(self, path: Path, train: Samples, seed: int) -> str | None:
-        """Mend averaged batch norm statistics in a base file; its new digest.
+    def recalibrated(
+        self, path: Path, train: Samples, seed: int, off: Sequence[str] = ()
+    ) -> str | None:
+        """Mend averaged batch norm statistics in a base file, gates ``off``; its new digest.
 
         The file of a model without batch norms is left alone: None.
         """
         if not has_batch_norm(self.shape):
             return None
-        model = self.model(path)
+        model = self.model(path, off=off)
         wanted = min(num_samples(train), _RECALIBRATION_BATCHES * 128)
         picked = walk(seed, torch.arange(num_samples(train)), 0, wanted, 128)
         # A batch of one has no spread, and torch refuses it.
         batches = [gather(train, index)[0] for index in picked if len(index) > 1]
         recalibrate(model, [inputs.to(self.device) for inputs in batches])
-        return save_tensors(path, {name: t.cpu() for name, t in model.state_dict().items()})
+        skipped = load_tensors(path) if off else {}
+        return save_tensors(path, skipped | {n: t.cpu() for n, t in model.state_dict().items()})
 
     def probe(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """A few samples, always the same, on the device."""

@@ -25,6 +25,7 @@ from partsum.coordinator.summary import (
     part_picture,
     write_summary,
 )
+from partsum.coordinator.summary_structures import search_summary
 from partsum.shared.files import write_file
 from partsum.shared.part import WHOLE
 
@@ -80,9 +81,11 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
         ),
         base_parameters=whole.parameters,
         part_parameters=_part_parameters(run, plan),
-        part_fractions=tuple((store.fact("workplan") or {}).get("fractions", ())),
+        part_fractions=() if config.parts.is_search else _fractions(run),
         group_units=sizes,
         parts=tuple(part_picture(planned.part) for planned in plan.parts) if plan else (),
+        gates_off=tuple(store.fact("structure") or config.gates.off),
+        search=search_summary(run.board) if run.board else None,
         full_model_bytes=_full_model_bytes(run, whole.state_bytes) if moved else None,
         final_accuracy=run.accuracy,
         final_loss=run.loss,
@@ -91,6 +94,10 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
         checkpoint=final.name if final.exists() else _newest_base(run),
         report="report.html",
     )
+
+
+def _fractions(run: Run) -> tuple[float, ...]:
+    return tuple((run.store.fact("workplan") or {}).get("fractions", ()))
 
 
 def _newest_base(run: Run) -> str | None:
@@ -160,7 +167,7 @@ def _rounds(run: Run) -> tuple[RoundSummary, ...]:
     events = run.store.events()
     for number, (result, opened, closed) in run.store.results().items():
         updates = run.store.updates(number)
-        count = run.config.parts.count
+        count = 1 + max((*updates, *result.missing), default=-1)
         during = [event for event in events if opened <= event[0] <= closed]
         partial = [text for _, kind, _, _, text in during if kind == "partial"]
         rounds.append(

@@ -13,6 +13,7 @@ from partsum.coordinator.base import Base
 from partsum.coordinator.copies import own_slice
 from partsum.coordinator.planner import plan_parts, plan_slices
 from partsum.coordinator.records import PlannedPart, RoundPlan
+from partsum.coordinator.search import Search
 from partsum.coordinator.starts import StartChain, write_rounded
 from partsum.coordinator.store import Store
 from partsum.coordinator.workplan import Workplan
@@ -43,43 +44,52 @@ class Cutter:
         self.base = base
         self.train = train
         self.block = config.parts.is_block
-        self.full = config.parts.planner == "full"
-        self.alike = self.full or config.parts.is_copies  # all nodes start from one file
+        full = config.parts.planner == "full"
+        self.whole = full and not config.gates.off  # nodes start from the base itself
+        self.alike = full or config.parts.is_copies  # all nodes start from one file
         self.chain = StartChain(store.folder / "bases")
+        search = config.parts.is_search
+        self.search = Search(config, store, base) if search else None
 
     def parts(self, plan: Workplan, round: int) -> list[Part]:
         """The parts of a round."""
-        seed = self.config.seed
-        return plan_parts(self.config.parts, self.base.widths, plan.fractions, seed, round)
+        if self.search is not None:
+            return self.search.parts(round)
+        seed, off = self.config.seed, self.config.gates.off
+        return plan_parts(self.config.parts, self.base.widths, plan.fractions, seed, round, off)
 
     def slices(self, plan: Workplan) -> list[Part]:
         """What the base is made of."""
         return plan_slices(self.config.parts, self.base.widths, plan.fractions, self.config.seed)
 
     def cluster_paths(self) -> list[Path]:
-        """Where each part's cluster lies."""
+        """Where the clusters lie: one for each part, or those that structures are dealt."""
         folder = self.store.folder / "clusters"
-        return [folder / f"c{k}.i64" for k in range(self.config.parts.count)]
+        same = self.config.parts.is_search and self.config.structures.data == "same"
+        return [folder / f"c{k}.i64" for k in range(1 if same else self.config.parts.count)]
+
+    def cluster_path(self, part: int) -> Path:
+        """Where a part's cluster lies."""
+        paths = self.cluster_paths()
+        return paths[part % len(paths)]
 
     def plan_round(self, plan: Workplan, round: int) -> RoundPlan:
         """Cut the round's parts into the spool and say what each node is to do."""
         parts, planned = self.parts(plan, round), []
         starts, delta = self._starts(parts, round), self._delta(round)
-        before = self.store.updates(round - 1)
-        clusters = self.cluster_paths()
-        for k, (part, start, cluster) in enumerate(zip(parts, starts, clusters, strict=True)):
+        for k, (part, start) in enumerate(zip(parts, starts, strict=True)):
+            cluster = self.cluster_path(k)
             samples = _share_of(cluster.stat().st_size // 8, self.config)
             planned.append(
                 PlannedPart(
                     part=part,
                     # Stable over rounds: the walk goes on where it was.
-                    seed=(self.config.seed * 1_000_003 + k) % 2**62,
+                    seed=self._seed(k),
                     start=start,
                     cluster=blob_of(cluster),
                     first_sample=round * samples,
                     num_samples=samples,
-                    # who trained it last has its weights and moments
-                    holder=before[k].node if k in before else plan.holders[k],
+                    holder=self._holder(plan, part, round, k),
                     delta=delta,
                 )
             )
@@ -89,6 +99,17 @@ class Cutter:
             ahead_to = 0.0
         return RoundPlan(round, base_name(round), tuple(planned), (begin, end), ahead_to)
 
+    def _seed(self, k: int) -> int:
+        """A part's; structures walk the data in one order, so that they can be compared."""
+        return (self.config.seed * 1_000_003 + (0 if self.search else k)) % 2**62
+
+    def _holder(self, plan: Workplan, part: Part, round: int, k: int) -> str:
+        """Who trained the part last, and has its weights and moments; else whom it was made for."""
+        if self.search is not None:
+            return self.search.holder(part)
+        before = self.store.updates(round - 1)
+        return before[k].node if k in before else plan.holders[k]
+
     def _starts(self, parts: Sequence[Part], round: int) -> list[Blob | None]:
         """What each part starts from."""
         if self.block:
@@ -97,15 +118,26 @@ class Cutter:
                 Blob(**kept[str(k)]["blob"]) if str(k) in kept else None for k in range(len(parts))
             ]
         path = self.store.base_path(base_name(round))
-        if self.full:
+        if self.search is not None:
+            return [self._structure_start(part, path, round, k) for k, part in enumerate(parts)]
+        if self.whole:
             return [self._full_start(path, round)] * len(parts)
         if self.config.parts.is_copies:
             return [self._slice_start(path, parts[0], round)] * len(parts)
         base = load_tensors(path)
+        if self.alike:
+            cut = cut_tensors(base, self.base.widths, parts[0])
+            return [self._write_start(cut, round, 0)] * len(parts)
         starts: list[Blob | None] = []
         for k, part in enumerate(parts):
             starts.append(self._write_start(cut_tensors(base, self.base.widths, part), round, k))
         return starts
+
+    def _structure_start(self, part: Part, base: Path, round: int, k: int) -> Blob:
+        """A structure's own last update, or what a new one starts from."""
+        assert self.search is not None
+        kept = self.search.kept_start(part)
+        return kept or self._write_start(self.search.fresh_start(part, base, round), round, k)
 
     def _slice_start(self, base: Path, part: Part, round: int) -> Blob:
         """Mode copies: the slice that all nodes go on from; a fresh one at first."""
@@ -155,9 +187,9 @@ class Cutter:
     def blob_paths(self, plan: RoundPlan) -> dict[str, Path]:
         """Where the blobs of a plan lie, by digest."""
         paths: dict[str, Path] = {}
-        origins, clusters = self.origin_paths(plan), self.cluster_paths()
+        origins = self.origin_paths(plan)
         for k, part in enumerate(plan.parts):
-            paths[part.cluster.digest] = clusters[k]
+            paths[part.cluster.digest] = self.cluster_path(k)
             if part.start is not None:
                 paths[part.start.digest] = self._start_path(plan, k, origins[k])
             if part.delta is not None:
@@ -180,16 +212,20 @@ class Cutter:
         if self.block:
             kept = self.store.fact("parts") or {}
             return {k: self.store.folder / "parts" / kept[str(k)]["file"] for k in started}
-        if self.full:
+        if self.whole:
             return dict.fromkeys(started, self.store.base_path(plan.base))
         name = f"start-r{plan.round}-p{{}}.safetensors".format
+        if self.search is not None:
+            kept = {k: self.search.origin(plan.parts[k].part) for k in started}
+            return {k: path or self.store.spool_path(name(k)) for k, path in kept.items()}
         return {k: self.store.spool_path(name(0 if self.alike else k)) for k in started}
 
     def cluster_samples(self, part: int) -> tuple[Path, Blob]:
         """A cluster's samples as a file, for a node without the data set."""
-        path = self.store.folder / "clusters" / f"s{part}.safetensors"
+        cluster = self.cluster_path(part)
+        path = cluster.with_name(f"s{cluster.stem[1:]}.safetensors")
         if not path.exists():
-            raw = bytearray(self.cluster_paths()[part].read_bytes())
+            raw = bytearray(cluster.read_bytes())
             inputs, targets = gather(self.train, torch.frombuffer(raw, dtype=torch.int64))
             save_tensors(path, {"inputs": inputs, "targets": targets})
         return path, blob_of(path)

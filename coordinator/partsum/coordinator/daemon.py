@@ -19,7 +19,7 @@ from partsum.coordinator.registry import Registry
 from partsum.coordinator.rounds import RoundMachine
 from partsum.coordinator.run import Run
 from partsum.coordinator.secure_rounds import Opening, SecureRounds
-from partsum.coordinator.terms import round_settings
+from partsum.coordinator.terms import needed_updates, round_settings
 from partsum.coordinator.unmask import LapsedError
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared.errors import PartsumError
@@ -169,7 +169,7 @@ class CoordinatorDaemon:
         live = [node for node in self.desk.registry if node.session]
         profiles = {node.name: node.profile for node in live if node.profile}
         plan, holders, done = await self.run.open_round(round, profiles)
-        opening = Opening(holders, done)
+        opening = Opening(holders, done, needed_updates(self.run.config, len(holders)))
         if self._secure is not None:
             here = {node.name for node in live} & set(alive(self._machine.members))
             try:
@@ -261,6 +261,7 @@ class CoordinatorDaemon:
         self.metrics.set_phase(self._phase())
         self.metrics.round.set(self.run.next_round)
         self.metrics.parts_in.set(self._machine.parts_in())
+        self.metrics.show_search(self.run.board)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -275,7 +276,7 @@ class CoordinatorDaemon:
         return self.run.status(
             phase=self._phase(),
             reason=self.outcome.result()[1] if self.outcome.done() else self._said(),
-            parts_in=self._machine.parts_in(),
+            parts=(self._machine.parts_in(), len(self._machine.jobs)),
             bytes_moved=self.desk.registry.totals(),
             nodes=tuple(
                 node.status() for node in sorted(self.desk.registry, key=lambda node: node.name)

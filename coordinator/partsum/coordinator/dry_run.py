@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,10 +14,12 @@ from rich.table import Table
 from partsum.coordinator.advice import advise
 from partsum.coordinator.base import Base
 from partsum.coordinator.cost import Cost, part_cost, parts_share
-from partsum.coordinator.figures import bytes_text, count_text
+from partsum.coordinator.figures import bytes_text, count_text, names_text
+from partsum.coordinator.gate_certificate import certify_gates
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.planner import equal_fractions, plan_parts, plan_slices
 from partsum.coordinator.privacy import check_model, epsilon_of
+from partsum.coordinator.search_plan import show_search_plan
 from partsum.shared.config import RunConfig, load_config
 from partsum.shared.errors import EXIT_OK
 from partsum.shared.messages import TaskSpec
@@ -30,16 +34,20 @@ def show_plan(path: Path, as_json: bool) -> int:
     train = load_samples(task.train, "training")
     validation = load_samples(task.validation, "validation")
     base = Base(task, torch.device("cpu"))
-    given = config.parts.fractions
+    if config.parts.is_search:
+        return show_search_plan(config, base, task, train, validation, as_json)
+    given, off = config.parts.fractions, config.gates.off
     fractions = given if isinstance(given, list) else equal_fractions(config.parts.count)
-    parts = plan_parts(config.parts, base.widths, fractions, config.seed, 0)
+    certify_gates(base, off, validation)
+    parts = plan_parts(config.parts, base.widths, fractions, config.seed, 0, off)
     slices = plan_slices(config.parts, base.widths, fractions, config.seed)
     certify(base, slices, config.parts.is_block or config.parts.is_copies, validation)
     if config.privacy.noise_multiplier:
         check_model(base.shape)
     batch = config.training.batch_size
     costs = [part_cost(base.shape, base.widths, p, task, train, batch) for p in parts]
-    whole = part_cost(base.shape, base.widths, WHOLE, task, train, config.handoff.batch_size)
+    structure = replace(WHOLE, gates=parts[0].gates)
+    whole = part_cost(base.shape, base.widths, structure, task, train, config.handoff.batch_size)
     total = num_samples(train)
     figures = {
         "samples": total,
@@ -87,6 +95,27 @@ def _times(count: float, what: str) -> str:
     return f"{count:g} {what}{'' if count == 1 else 's'}"
 
 
+def _depth(base: Base, part: Part) -> Iterator[str]:
+    """How deep the parts are cut: which groups, and what every node holds whole."""
+    cut = [group for group in base.widths.groups if group.name in part.units]
+    whole = base.shape.state_dict().keys() - {slot.tensor for g in cut for slot in g.slots}
+    whole -= set(base.widths.scales)
+    if not cut:
+        yield "depth: nothing is cut"
+        return
+    stream = {group.name for group in base.widths.groups if group.depth == "stream"}
+    if stream & part.units.keys():
+        yield "depth: every axis, the stream too"
+    elif stream or base.widths.block_refusal:
+        yield "depth: hidden axes; what connects the layers is whole in every part"
+    else:
+        yield "depth: every axis, all of them hidden"
+    yield f"width groups: {names_text(f'{group.name} ({group.units})' for group in cut)}"
+    yield f"not cut: {names_text(sorted(whole))}"
+    if base.widths.block_refusal:
+        yield f"mode block cannot cut this model: {base.widths.block_refusal}"
+
+
 def _print(
     config: RunConfig,
     base: Base,
@@ -131,14 +160,14 @@ def _print(
         style="dim",
     )
     console.print(table)
-    shared = base.shape.state_dict().keys() - {
-        s.tensor for g in base.widths.groups for s in g.slots
-    }
-    groups = ", ".join(f"{group.name} ({group.units})" for group in base.widths.groups)
     for sentence in advise(config):
         console.print(f"warning: {sentence}", style="yellow")
-    console.print(f"width groups: {groups}")
-    console.print(f"not cut: {', '.join(sorted(shared)) or 'nothing'}")
+    for sentence in _depth(base, parts[0]):
+        console.print(sentence)
+    if base.widths.gates:
+        console.print(f"gates: {names_text(gate.name for gate in base.widths.gates)}")
+    if parts[0].off:
+        console.print(f"gates off: {', '.join(parts[0].off)}")
     share = figures["parts_share"]
     assert isinstance(share, float)
     if config.handoff.enabled:

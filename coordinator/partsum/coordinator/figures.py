@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable
 from datetime import datetime
 
 MISSING = "-"
@@ -65,6 +67,21 @@ def rate_text(value: float | None) -> str:
 def count_text(value: int) -> str:
     """A whole number with its thousands apart."""
     return f"{value:,}"
+
+
+def names_text(names: Iterable[str]) -> str:
+    """Names in the order of their first, those alike but for numbers together: layers.*.up (x 16).
+
+    "nothing" where there are none.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "*", name), []).append(name)
+    told = (
+        f"{pattern} (x {len(same)})" if len(same) > 1 else same[0]
+        for pattern, same in alike.items()
+    )
+    return ", ".join(told) or "nothing"
 
 
 def moment_text(iso: str) -> str:

@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import Field
+
 from partsum.coordinator.handoff_config import deepspeed_settings
 from partsum.coordinator.handoff_ranks import Ranks
 from partsum.shared.config import HandoffConfig, Section, TaskConfig, TrainingConfig
@@ -70,6 +72,8 @@ class HandoffJob(Section):
     """Where on the run's learning-rate schedule the hand-off starts, in [0, 1]."""
     norm_parts: list[dict[str, list[int]]]
     """With norms = "grouped": each part's kept units by group name; else empty."""
+    off: list[str] = Field(default_factory=list)
+    """Gates that are off: the model is the structure without them, and so is what comes out."""
 
 
 @dataclass(frozen=True)

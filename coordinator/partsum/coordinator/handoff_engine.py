@@ -14,10 +14,10 @@ from partsum.coordinator.handoff import HandoffJob
 from partsum.coordinator.handoff_config import DeepSpeedSettings
 from partsum.coordinator.norms import group_norms
 from partsum.shared.errors import HandoffError
+from partsum.shared.gates import close_gates, find_structure
 from partsum.shared.part import Part
 from partsum.shared.task import Task
 from partsum.shared.tensors import load_tensors
-from partsum.shared.width import find_widths
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,17 @@ class Engine(Protocol):
 
 
 def build_model(job: HandoffJob, task: Task) -> nn.Module:
-    """The task's model with the base's weights, its norms grouped where the job says so."""
+    """The task's model with the base's weights, its norms grouped where the job says so.
+
+    Branches whose gates are off are not in it.
+    """
     model = task.model()
     model.load_state_dict(load_tensors(job.base), strict=True)
-    if job.norm_parts:
+    if job.norm_parts or job.off:
+        widths = find_structure(model)
         parts = [Part({name: tuple(u) for name, u in part.items()}) for part in job.norm_parts]
-        group_norms(model, find_widths(model), parts)
+        group_norms(model, widths, parts)
+        close_gates(model, widths, job.off)
     return model
 
 

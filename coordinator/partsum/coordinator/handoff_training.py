@@ -222,6 +222,8 @@ class HandoffTraining:
         }
         if self.job.norm_parts:
             metadata["norm_parts"] = json.dumps(self.job.norm_parts, separators=(",", ":"))
+        if self.job.off:
+            metadata["gates_off"] = json.dumps(self.job.off, separators=(",", ":"))
         if self.place.rank == 0:
             save_tensors(path, tensors, metadata)
         return str(path)

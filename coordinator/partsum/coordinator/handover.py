@@ -113,4 +113,5 @@ def handoff_job(run: Run) -> HandoffJob:
         training=config.training,
         share=run.workplan({}).share,
         norm_parts=[{n: list(u) for n, u in part.units.items()} for part in norm_parts],
+        off=run.store.fact("structure") or config.gates.off,
     )

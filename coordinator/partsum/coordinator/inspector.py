@@ -75,11 +75,11 @@ class Inspector:
     def outliers(self, plan: RoundPlan, missing: tuple[int, ...]) -> list[Outlier]:
         """The updates of a round that stand out so far that they are not to be merged.
 
-        None with secure aggregation, where nobody sees a change, and none with differential
-        privacy: it bounds every update anyway, and which one is refused
-        would tell of the others' data.
+        None in a search over structures, which differ and are not merged; none with secure
+        aggregation, where nobody sees a change, and none with differential privacy: it bounds every
+        update anyway, and which one is refused would tell of the others' data.
         """
-        if self.config.privacy.noise_multiplier:
+        if self.config.privacy.noise_multiplier or self.config.parts.is_search:
             return []
         changes = self.store.changes(plan.round)
         rounds = range(max(0, plan.round - _LAST_ROUNDS), plan.round)

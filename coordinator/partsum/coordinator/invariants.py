@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from partsum.coordinator.base import Base, seeded_model
 from partsum.coordinator.merge import BLOCK, Contribution, Tensors, merge_state
 from partsum.coordinator.norms import group_norms
-from partsum.shared.errors import WidthError
+from partsum.shared.errors import TaskError, WidthError
 from partsum.shared.part import Part, cut_module, cut_tensors, index_map, region
 from partsum.shared.task import Samples, Task
 from partsum.shared.width import Widths
@@ -87,7 +87,7 @@ def assert_mean_of_parts(
     with torch.no_grad():
         expected = sum(w * part(inputs) for w, part in zip(weights, parts, strict=True))
         found = merged(inputs)
-    return _same(found, expected, "the merged base does not compute the mean of its parts")
+    return assert_same(found, expected, "the merged base does not compute the mean of its parts")
 
 
 def certify(base: Base, parts: Sequence[Part], block: bool, samples: Samples) -> None:
@@ -95,12 +95,14 @@ def certify(base: Base, parts: Sequence[Part], block: bool, samples: Samples) ->
 
     The certificate catches every silent error of a width rule: a head count that was not mended, a
     slot that was forgotten, a norm over the wrong slice. In mode block parts with weights that
-    nobody chose are merged too, which catches a readout that is none.
+    nobody chose are merged too, which catches a readout that is none. Gates have a certificate of
+    their own (`certify_gates`).
     """
+    parts = [Part(part.units) for part in parts]
     if not any(part.units for part in parts):
         return
     inputs, _ = base.probe(samples)
-    built = _noisy_model(base.task).to(base.device).eval()
+    built = noisy_model(base.task).to(base.device).eval()
     state = {name: tensor.clone() for name, tensor in built.state_dict().items()}
     whole = base.task.model()
     if block:
@@ -109,7 +111,7 @@ def certify(base: Base, parts: Sequence[Part], block: bool, samples: Samples) ->
     for part in {parts[0], parts[-1]} if len(parts) > 1 else parts:
         narrow = cut_module(built, base.widths, part).eval()
         whole.load_state_dict(_masked(state, base.widths, part))
-        _same(
+        assert_same(
             _outputs(narrow, inputs),
             _outputs(whole, inputs),
             "a cut model does not compute what the base does without the other units: the model's "
@@ -130,10 +132,17 @@ def _certify_merge(
     narrow = [base.part_model(share.part, share.tensors) for share in shares]
     whole.load_state_dict(merge_state(state, shares, base.widths, BLOCK))
     total = sum(share.weight for share in shares)
-    assert_mean_of_parts(whole, narrow, [share.weight / total for share in shares], inputs)
+    try:
+        assert_mean_of_parts(whole, narrow, [share.weight / total for share in shares], inputs)
+    except WidthError as error:
+        raise WidthError(
+            f"{error}. Its readouts, {', '.join(base.widths.readouts) or 'none'}, do not weigh its "
+            "output, or a part of it reads more than its slice. A head that is tied to the "
+            'embeddings may have to be untied; mode = "residual" needs no readout (docs/widths.md)'
+        ) from error
 
 
-def _noisy_model(task: Task) -> nn.Module:
+def noisy_model(task: Task) -> nn.Module:
     """The task's model with no parameter left at 0 or 1, where an error would not show."""
     model = seeded_model(task, 0)
     generator = torch.Generator().manual_seed(0)
@@ -152,6 +161,11 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
             "a cut model does not run: the model's width_groups(), or what a rule found of them, "
             f"forget a tensor or an attribute that counts units ({type(error).__name__}: {error})"
         ) from error
+    if not isinstance(outputs, Tensor):
+        raise TaskError(
+            f"the task's model returns {type(outputs).__name__}, and must return a tensor: wrap it "
+            "in a module that picks one, as docs/tutorial.md, section 6, does with logits"
+        )
     return outputs
 
 
@@ -167,7 +181,8 @@ def _masked(state: dict[str, Tensor], widths: Widths, part: Part) -> dict[str, T
     return masked
 
 
-def _same(found: Tensor, expected: Tensor | int, what: str) -> float:
+def assert_same(found: Tensor, expected: Tensor | int, what: str) -> float:
+    """Raise WidthError unless two outputs are the same but for rounding; how far they differ."""
     assert isinstance(expected, Tensor)
     largest = max(1.0, float(expected.abs().max()))
     error = float((found - expected).abs().max())

@@ -2,7 +2,8 @@
 
 Where parts overlap, elements are means weighted by samples (FedAvg, 1602.05629; by element for
 parts of different width, HeteroFL, 2010.01264); where they are disjoint they are scattered (IST,
-1910.02120). Memory is a few times the largest tensor, whatever the number of updates.
+1910.02120). A tensor of a branch that some parts skip is a matter of the others alone. Memory is a
+few times the largest tensor, whatever the number of updates.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from partsum.coordinator.contribution import Tensors as Tensors
 from partsum.coordinator.contribution import rows_of
 from partsum.coordinator.strategies.blocks import Where, held_rows, row_blocks
 from partsum.coordinator.strategies.middle import merge_middle
-from partsum.shared.part import Part, index_map, region
+from partsum.shared.part import Part, absent, index_map, region
 from partsum.shared.spares import Spares
 from partsum.shared.tensors import TensorFile, TensorWriter
 from partsum.shared.width import Widths
@@ -71,9 +72,7 @@ class Merger:
         total = sum(c.weight for c in contributions)
         if total <= 0:
             raise ValueError("nothing to merge: no contribution has a weight above zero")
-        self._weights = [c.weight / total for c in contributions]
-        self._contributions = contributions
-        self._maps = [index_map(widths, c.part) for c in contributions]
+        self._shares = [_Share(c, widths, c.weight / total) for c in contributions]
         self._disjoint = are_disjoint([c.part for c in contributions])
         slots = (slot for group in widths.groups for slot in group.slots)
         self._partly_shared = {slot.tensor for slot in slots if slot.size is not None}
@@ -87,75 +86,100 @@ class Merger:
         Identical contributions give exactly their value, bit for bit, whatever their weights.
         Integer and bool tensors (counters, masks) take the largest value seen.
         """
-        cut = any(name in kept for kept in self._maps)
-        if name in self._widths.scales and any(c.part.units for c in self._contributions):
+        carriers = [share for share in self._shares if name not in share.absent]
+        cut = any(name in share.kept for share in carriers)
+        if name in self._widths.scales and any(share.part.units for share in carriers):
+            return old
+        if not carriers:
             return old
         forget = cut and self._rule.unseen == "zero"
         disjoint = cut and self._disjoint and name not in self._partly_shared
         if not old.is_floating_point():
-            return self._largest(name, torch.zeros_like(old) if forget else old.clone())
+            return _largest(name, torch.zeros_like(old) if forget else old.clone(), carriers)
         if self._rule.cut is not None and not disjoint:
-            return merge_middle(name, old, self._contributions, self._maps, self._rule.cut)
+            origins = [share.origin for share in carriers]
+            kept = [share.kept for share in carriers]
+            return merge_middle(name, old, origins, kept, self._rule.cut)
         merged = torch.empty_like(old)
         old_rows, merged_rows = rows_of(old), rows_of(merged)
         row_bytes = 4 * math.prod(old_rows.shape[1:])
         for rows in row_blocks(old.shape, row_bytes, self._block_bytes):
             start = old_rows[rows]
             block = torch.zeros_like(start) if forget else start.clone()
+            held = _held(name, block, rows.start, carriers)
             if disjoint:
-                self._scatter(name, block, rows.start)
+                self._scatter(name, block, held)
             elif cut:
-                block = self._uneven_mean(name, block, rows.start)
+                block = _uneven_mean(block, held)
             else:
-                block = self._mean(name, block, rows.start)
+                block = _mean(block, held)
             merged_rows[rows] = block
         return merged
 
-    def _held(self, name: str, block: Tensor, first: int) -> Iterator[tuple[Tensor, Where, float]]:
-        """What each part that counts holds of a block of rows: values, where, and their weight."""
-        for share, kept, weight in zip(self._contributions, self._maps, self._weights, strict=True):
-            found = held_rows(share.tensors, name, kept.get(name, {}), block, first)
-            if found is not None:
-                yield *found, weight
-
-    def _scatter(self, name: str, block: Tensor, first: int) -> None:
+    def _scatter(self, name: str, block: Tensor, held: _Held) -> None:
         weigh = self._rule.weigh_readouts and name in self._widths.readouts
-        for value, where, weight in self._held(name, block, first):
+        for value, where, weight in held:
             block[where] = (value * weight if weigh else value).to(block.dtype)
 
-    def _mean(self, name: str, block: Tensor, first: int) -> Tensor:
-        """A running weighted mean: m += (x - m) w / W, which leaves m as it is where x == m."""
-        wide = torch.promote_types(block.dtype, torch.float32)
-        merged, seen = block.to(wide), 0.0
-        for value, _, weight in self._held(name, block, first):
-            if weight == 0:
-                continue
-            seen += weight
-            if seen == weight:  # what was there must not count, be it nan
-                merged.copy_(value)
-            else:
-                merged.lerp_(value.to(wide), weight / seen)
-        return merged
 
-    def _uneven_mean(self, name: str, block: Tensor, first: int) -> Tensor:
-        """The same where elements are held by different sets of parts."""
-        wide = torch.promote_types(block.dtype, torch.float32)
-        merged = block.to(wide)
-        seen = torch.zeros(merged.shape, dtype=wide)
-        for value, where, weight in self._held(name, block, first):
-            if weight == 0:
-                continue
-            fresh = seen[where] == 0
-            seen[where] += weight
-            mean = torch.lerp(merged[where], value.to(wide), weight / seen[where])
-            merged[where] = torch.where(fresh, value.to(wide), mean)
-        return merged
+class _Share:
+    """A contribution, where its tensors belong, and how much it counts of the whole."""
 
-    def _largest(self, name: str, merged: Tensor) -> Tensor:
-        for share, kept in zip(self._contributions, self._maps, strict=True):
-            where = region(merged, kept.get(name, {}))
-            merged[where] = torch.maximum(merged[where], share.tensors.read(name))
-        return merged
+    def __init__(self, origin: Contribution, widths: Widths, weight: float) -> None:
+        self.origin = origin
+        self.part = origin.part
+        self.tensors = origin.tensors
+        self.weight = weight
+        self.kept = index_map(widths, origin.part)
+        self.absent = absent(widths, origin.part)
+
+
+_Held = Iterator[tuple[Tensor, Where, float]]
+
+
+def _held(name: str, block: Tensor, first: int, carriers: Sequence[_Share]) -> _Held:
+    """What each part that counts holds of a block of rows: values, where, and their weight."""
+    for share in carriers:
+        found = held_rows(share.tensors, name, share.kept.get(name, {}), block, first)
+        if found is not None:
+            yield *found, share.weight
+
+
+def _mean(block: Tensor, held: _Held) -> Tensor:
+    """A running weighted mean: m += (x - m) w / W, which leaves m as it is where x == m."""
+    wide = torch.promote_types(block.dtype, torch.float32)
+    merged, seen = block.to(wide), 0.0
+    for value, _, weight in held:
+        if weight == 0:
+            continue
+        seen += weight
+        if seen == weight:  # what was there must not count, be it nan
+            merged.copy_(value)
+        else:
+            merged.lerp_(value.to(wide), weight / seen)
+    return merged
+
+
+def _uneven_mean(block: Tensor, held: _Held) -> Tensor:
+    """The same where elements are held by different sets of parts."""
+    wide = torch.promote_types(block.dtype, torch.float32)
+    merged = block.to(wide)
+    seen = torch.zeros(merged.shape, dtype=wide)
+    for value, where, weight in held:
+        if weight == 0:
+            continue
+        fresh = seen[where] == 0
+        seen[where] += weight
+        mean = torch.lerp(merged[where], value.to(wide), weight / seen[where])
+        merged[where] = torch.where(fresh, value.to(wide), mean)
+    return merged
+
+
+def _largest(name: str, merged: Tensor, carriers: Sequence[_Share]) -> Tensor:
+    for share in carriers:
+        where = region(merged, share.kept.get(name, {}))
+        merged[where] = torch.maximum(merged[where], share.tensors.read(name))
+    return merged
 
 
 def are_disjoint(parts: Sequence[Part]) -> bool:

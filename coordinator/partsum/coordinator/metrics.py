@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from partsum.coordinator.leaderboard import Leaderboard
 from partsum.coordinator.node_figures import NodeFigures
 from partsum.coordinator.registry import Node
 
@@ -49,6 +51,14 @@ class Metrics:
         )
         self.loss = Gauge("partsum_loss", "Loss of the base on validation data", registry=r)
         self.accuracy = Gauge("partsum_accuracy", "Headline metric on validation data", registry=r)
+        self.structures = Gauge(
+            "partsum_structures", "Structures in the newest round of a search", registry=r
+        )
+        self.best = Gauge(
+            "partsum_structure_best",
+            "Headline metric of the search's best structure, on what structures are ranked on",
+            registry=r,
+        )
         self.updates = Counter("partsum_updates", "Updates accepted", ["node"], registry=r)
         self.refused = Counter("partsum_updates_refused", "Updates refused", ["reason"], registry=r)
         self.denied = Counter(
@@ -75,6 +85,15 @@ class Metrics:
         )
         memory = Gauge("partsum_resident_memory_bytes", "Memory of the coordinator", registry=r)
         memory.set_function(lambda: float(psutil.Process().memory_info().rss))
+
+    def show_search(self, board: Leaderboard | None) -> None:
+        """How many structures are left, and how good the best one is."""
+        ranked = board.ranked() if board else []
+        if board is None or not ranked:
+            return
+        self.structures.set(len(board.alive))
+        last = ranked[0].last
+        self.best.set(math.nan if last is None or last.accuracy is None else last.accuracy)
 
     def set_phase(self, phase: str) -> None:
         """Exactly one phase is 1."""

@@ -22,6 +22,7 @@ from partsum.coordinator.report_charts import (
     parts_picture,
     timeline_chart,
 )
+from partsum.coordinator.report_structures import structures_section
 from partsum.coordinator.report_svg import element, escape
 from partsum.coordinator.report_tables import (
     config_text,
@@ -44,6 +45,7 @@ def render_report(summary: Summary) -> str:
         _alarm(summary),
         _figures(summary),
         _curves(summary),
+        structures_section(summary.search),
         _nodes(summary),
         _traffic(summary),
         _parts(summary),
@@ -238,7 +240,7 @@ def _traffic(summary: Summary) -> str:
 
 
 def _parts(summary: Summary) -> str:
-    if not summary.part_parameters:
+    if not summary.part_parameters or summary.search is not None:
         return ""
     picture = ""
     note = "Every part is the whole base."

@@ -18,12 +18,16 @@ from partsum.coordinator.clusters import make_clusters
 from partsum.coordinator.cohort import Change
 from partsum.coordinator.cutter import blob_of
 from partsum.coordinator.folder import DEEPSPEED_COPY
+from partsum.coordinator.gate_certificate import certify_gates
 from partsum.coordinator.handoff import HandoffProgress
 from partsum.coordinator.handoff_config import deepspeed_settings
 from partsum.coordinator.invariants import certify
+from partsum.coordinator.leaderboard import Leaderboard
 from partsum.coordinator.planner import equal_fractions
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.recovery import Recovery
+from partsum.coordinator.search import used_gates
+from partsum.coordinator.standings import standings_of
 from partsum.coordinator.store import Store
 from partsum.coordinator.workplan import Workplan, make_workplan
 from partsum.coordinator.workshop import Workshop
@@ -41,6 +45,7 @@ from partsum.shared.task import (
     data_digest,
     load_samples,
     load_task,
+    num_samples,
     task_digest,
 )
 
@@ -80,6 +85,7 @@ class Run:
         self.opened = 0.0
         self.handoff_progress: HandoffProgress | None = None
         self._workplan: Workplan | None = self._stored_workplan()
+        self.board: Leaderboard | None = None  # of a search over structures
 
     def _check_same_run(self) -> None:
         """A resumed run must have the task and data that it was started with."""
@@ -109,6 +115,7 @@ class Run:
         for result, _, _ in self.store.results().values():
             self.next_round += 1
             self.loss, self.accuracy = result.loss, result.accuracy
+        self.board = self.workshop.board()
         if not self.config.parts.rounds:
             return
         self.workshop.aggregator.prepare()
@@ -117,9 +124,12 @@ class Run:
             parts = self.workshop.cutter.slices(trial)
             grouped = self.workshop.block or self.config.parts.is_copies
             certify(self.base, parts, grouped, self.validation)
+            certify_gates(self.base, used_gates(self.config, self.base), self.validation)
         recovery.recover_clusters(self._make_clusters)
 
     def _make_clusters(self) -> list[np.ndarray]:
+        if len(self.workshop.cutter.cluster_paths()) == 1:
+            return [np.arange(num_samples(self.train))]
         shares = equal_fractions(self.config.parts.count)
         return make_clusters(self.config.data, self.task, self.train, shares, self.config.seed)
 
@@ -193,6 +203,7 @@ class Run:
         result = replace(result, stage_seconds=self.stages.take())
         await asyncio.to_thread(self._commit, plan.round, result, facts)
         self.next_round = plan.round + 1
+        self.board = self.workshop.board()
         if result.loss is not None:
             self.loss, self.accuracy = result.loss, result.accuracy
         return result
@@ -231,11 +242,11 @@ class Run:
         self,
         phase: str,
         reason: str,
-        parts_in: int,
+        parts: tuple[int, int],
         bytes_moved: tuple[int, int],
         nodes: tuple[NodeStatus, ...],
     ) -> RunStatus:
-        """The run as an operator sees it."""
+        """The run as an operator sees it; ``parts``: how many are in, and how many there are."""
         nan = float("nan")
         progress = self.handoff_progress
         return RunStatus(
@@ -244,8 +255,8 @@ class Run:
             reason=reason,
             round=self.next_round,
             rounds=self.config.parts.rounds,
-            parts_in=parts_in,
-            parts=self.config.parts.count,
+            parts_in=parts[0],
+            parts=parts[1] or self.config.parts.count,
             loss=nan if self.loss is None else self.loss,
             accuracy=nan if self.accuracy is None else self.accuracy,
             handoff_step=progress.step if progress else 0,
@@ -255,4 +266,5 @@ class Run:
             bytes_received=bytes_moved[1],
             nodes=nodes,
             folder=str(self.folder),
+            standings=standings_of(self.board) if self.board else (),
         )

@@ -7,36 +7,24 @@ null: JSON knows no NaN.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import xxhash
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
+from partsum.coordinator.summary_record import Measured
+from partsum.coordinator.summary_record import Record as Record
+from partsum.coordinator.summary_structures import SearchSummary
 from partsum.shared.config import RunConfig
 from partsum.shared.errors import StateError
 from partsum.shared.files import sync_folder
 from partsum.shared.messages import Part
 
-
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Measured = Annotated[float | None, BeforeValidator(_finite)]
-"""A figure; NaN and infinity become None."""
-
 Ranges = tuple[tuple[int, int], ...]
 """Sorted units as half-open ranges (first, one past the last)."""
-
-
-class Record(BaseModel):
-    """A piece of the summary: frozen, closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class PhaseSummary(Record):
@@ -194,7 +182,7 @@ class Summary(Record):
     """package.module:function."""
     config_digest: str
     """xxh3-128 of the config, 32 hex digits: the same digest, the same config."""
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
     """The whole config, defaults included."""
     seed: int
     """All randomness came from it."""
@@ -224,11 +212,15 @@ class Summary(Record):
     """Parameters of each part."""
     part_fractions: tuple[float, ...] = ()
     """Each part's share of the width."""
-    group_units: dict[str, int] = {}
+    group_units: dict[str, int] = Field(default_factory=dict)
     """Each width group's number of units."""
     parts: tuple[dict[str, Ranges], ...] = ()
     """For each part, its units of each width group, in the last round. A group that is not named
     is kept whole."""
+    gates_off: tuple[str, ...] = ()
+    """Gates that are off in the final model: the branches that it lacks."""
+    search: SearchSummary | None = None
+    """The search over structures; null: there was none."""
     full_model_bytes: int | None = None
     """What federated averaging of the full base would have moved in the same rounds, both ways."""
     final_accuracy: Measured = None

@@ -19,7 +19,7 @@ TEXT_LIMIT = 200  # characters of what a node calls itself, its version or its d
 def round_settings(config: RunConfig) -> RoundSettings:
     """The round machine's view of the config."""
     parts, rounds, secure = config.parts, config.rounds, config.privacy.secure_aggregation
-    quorum = math.ceil(rounds.quorum * parts.count)
+    quorum = 1 if parts.is_search else math.ceil(rounds.quorum * parts.count)
     return RoundSettings(
         rounds=parts.rounds,
         min_nodes=rounds.min_nodes or parts.count,
@@ -36,14 +36,20 @@ def round_settings(config: RunConfig) -> RoundSettings:
     )
 
 
+def needed_updates(config: RunConfig, parts: int) -> int:
+    """Without how many updates a round of so many parts cannot close, beside the quorum."""
+    return math.ceil(config.rounds.quorum * parts) if config.parts.is_search else 0
+
+
 def needs_its_node(config: RunConfig) -> bool:
     """Whether only the node that trained a part before can go on with the same bytes.
 
-    It alone has the part's moments (modes block and copies), or what encoding the last update
-    lost.
+    It alone has the part's moments (modes block and copies, and structures), or what encoding the
+    last update lost.
     """
     parts = config.parts
-    moments = parts.is_copies or (parts.is_block and parts.moments == "local")
+    own = parts.is_block or parts.is_search
+    moments = parts.is_copies or (own and parts.moments == "local")
     residuals = config.wire.up != "float32" and parts.planner == "full"
     return config.deterministic and (moments or residuals)
 

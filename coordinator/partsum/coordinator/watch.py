@@ -25,6 +25,7 @@ from partsum.coordinator.figures import (
     seconds_text,
     share_text,
 )
+from partsum.coordinator.standings import final_standings, render_standings
 from partsum.coordinator.summary import Summary
 from partsum.shared.errors import PartsumError
 from partsum.shared.messages import NodeStatus, RunStatus
@@ -51,6 +52,8 @@ def render_status(status: RunStatus) -> RenderableType:
     parts.append(_figures(status))
     if status.handoff_steps:
         parts.append(_handoff(status))
+    if status.standings:
+        parts += [Text(), render_standings(status.standings)]
     if status.nodes:
         parts += [Text(), _nodes(status.nodes)]
     if len(status.nodes) > _ROWS:
@@ -199,6 +202,9 @@ def summary_table(summary: Summary, folder: Path | None = None) -> RenderableTyp
     if summary.reason:
         head.append(f": {plain_text(summary.reason)}")
     phases: list[RenderableType] = [Text(), _phases(summary)] if summary.phases else []
+    if summary.search is not None:
+        best = final_standings(summary.search)
+        phases += [Text(), render_standings(best, summary.search.gates)]
     return Group(head, *phases, Text(), _facts(summary, folder))
 
 
@@ -235,6 +241,10 @@ def _facts(summary: Summary, folder: Path | None) -> RenderableType:
 
 def _part_sizes(summary: Summary) -> str:
     """Parameters of each part against the base, equal neighbours said once."""
+    if summary.search is not None:
+        sizes = [one.parameters for one in summary.search.structures] or [0]
+        least, most = count_text(min(sizes)), count_text(max(sizes))
+        return f"{len(summary.search.structures)} structures, of {least} to {most} parameters"
     counted = Counter(summary.part_parameters)  # keeps the order of first sight
     return ", ".join(
         f"{times} x {count_text(size)} ({100 * size / max(summary.base_parameters, 1):.3g} % "

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from partsum.coordinator.base import Base
 from partsum.coordinator.cost import part_cost, parts_share
 from partsum.coordinator.planner import equal_fractions, measured_fractions, plan_parts
+from partsum.coordinator.search import rung_sizes
 from partsum.shared.config import PartsConfig, RunConfig
 from partsum.shared.messages import NodeProfile
 from partsum.shared.part import WHOLE
@@ -60,12 +61,25 @@ def _share(config: RunConfig, base: Base, train: Samples, fractions: tuple[float
     if not config.handoff.enabled or not config.parts.rounds:
         return 0.0 if config.handoff.enabled else 1.0
     batch = config.training.batch_size
-    parts = set(plan_parts(config.parts, base.widths, fractions, config.seed, 0))
+    if config.parts.is_search:
+        return _search_share(config, base, train)
+    off = config.gates.off
+    parts = set(plan_parts(config.parts, base.widths, fractions, config.seed, 0, off))
     costs = [
         part_cost(base.shape, base.widths, part, base.task, train, batch).flops_per_sample
         for part in parts
     ]
-    full = part_cost(base.shape, base.widths, WHOLE, base.task, train, batch).flops_per_sample
+    whole = replace(WHOLE, gates=dict.fromkeys(off, False))
+    full = part_cost(base.shape, base.widths, whole, base.task, train, batch).flops_per_sample
     total, count = num_samples(train), config.parts.count
     local = round(config.parts.rounds * config.parts.local_epochs * total / count)
     return parts_share(max(costs), full, local, config.handoff.epochs * total, count)
+
+
+def _search_share(config: RunConfig, base: Base, train: Samples) -> float:
+    """The same of a search, as if every structure cost what the dense one does."""
+    batch, parts, total = config.training.batch_size, config.parts, num_samples(train)
+    full = part_cost(base.shape, base.widths, WHOLE, base.task, train, batch).flops_per_sample
+    seen = total if config.structures.data == "same" else total // parts.count
+    local = round(sum(rung_sizes(config, base)) * parts.local_epochs * seen / parts.count)
+    return parts_share(full, full, local, config.handoff.epochs * total, parts.count)

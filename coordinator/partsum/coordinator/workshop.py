@@ -7,7 +7,6 @@ here knows a socket or a clock but for the stage timer that it is given.
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -23,9 +22,11 @@ from partsum.coordinator.decoder import Decoder
 from partsum.coordinator.gradients import GradientStep, moments_path
 from partsum.coordinator.inspector import Inspector
 from partsum.coordinator.invariants import assert_merge
+from partsum.coordinator.leaderboard import Leaderboard
 from partsum.coordinator.merge import Contribution, Merging, Tensors, write_merged
 from partsum.coordinator.outer import OuterStep
 from partsum.coordinator.planner.complement import equal_slices
+from partsum.coordinator.ranking import Ranking, finite
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.stand_in import stand_in
 from partsum.coordinator.store import Store
@@ -58,6 +59,8 @@ class Workshop:
         self.inspector = Inspector(config, store, base, self.cutter)
         self.decoder = Decoder(config, self.cutter, self.inspector)
         self.aggregator = Aggregator(config, store, base, self.inspector)
+        search = self.cutter.search
+        self.ranking = Ranking(config, store, base, search, train, validation) if search else None
 
     def initial_base(self) -> None:
         """Write base 0 where there is none yet."""
@@ -87,9 +90,13 @@ class Workshop:
         self, plan: RoundPlan, missing: tuple[int, ...], stages: Stages
     ) -> tuple[RoundResult, dict[str, object]]:
         """Merge what is in into the next base: the result, and the facts to commit with it."""
-        received = self.store.updates(plan.round)
-        updates = {k: item.update for k, item in received.items() if k not in missing}
+        stored = self.store.updates(plan.round)
+        received = {k: item for k, item in stored.items() if k not in missing}
         out = self.store.base_path(base_name(plan.round + 1))
+        if self.ranking is not None:
+            paths = {k: self.update_path(plan.round, k) for k in received}
+            return self.ranking.close_round(plan, received, paths, out, stages)
+        updates = {k: item.update for k, item in received.items()}
         with ExitStack() as files:
             with stages.timing("merge"):
                 kept = self.store.fact("parts") or {}
@@ -102,12 +109,16 @@ class Workshop:
         result = RoundResult(
             base=out.name,
             digest=digest,
-            loss=_finite(scores.loss) if scores else None,
-            accuracy=_finite(scores.accuracy) if scores else None,
+            loss=finite(scores.loss) if scores else None,
+            accuracy=finite(scores.accuracy) if scores else None,
             missing=missing,
             stage_seconds={},
         )
         return result, facts
+
+    def board(self) -> Leaderboard | None:
+        """Of a search over structures, as of the last committed round."""
+        return self.cutter.search.board() if self.cutter.search else None
 
     def rebuild_base(self, round: int) -> str:
         """Merge a committed round of mode block again, from the parts kept of it; the digest."""
@@ -190,7 +201,8 @@ class Workshop:
             digest = write_merged(old, merger, out, metadata, spares=self.store.spares)
         if self.block:
             return digest
-        return self.base.recalibrated(out, self.train, self.config.seed) or digest
+        off = self.config.gates.off
+        return self.base.recalibrated(out, self.train, self.config.seed, off) or digest
 
     def _merger(
         self, plan: RoundPlan, shares: Mapping[int, Contribution], files: ExitStack
@@ -265,12 +277,7 @@ class Workshop:
         wanted = done == parts.rounds or (parts.evaluate_every and done % parts.evaluate_every == 0)
         if not (wanted or self.block):
             return None
-        model = self.base.model(path, self.norm_parts(plan))
+        model = self.base.model(path, self.norm_parts(plan), self.config.gates.off)
         if self.block:  # at every merge: what it finds would show nowhere else
             assert_merge(self.base, model, list(shares.values()), self.validation)
         return self.base.scores(model, self.validation) if wanted else None
-
-
-def _finite(value: float) -> float | None:
-    """Nothing, for a task without a metric or a base that has diverged: the journal is JSON."""
-    return value if math.isfinite(value) else None

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from partsum.shared.errors import WireError
+from partsum.shared.errors import WidthError, WireError
+from partsum.shared.gates import check_gates, find_structure
 from partsum.shared.messages import Part
 from partsum.shared.moments import is_moment
 from partsum.shared.part import cut_module, emptied, fresh_module, index_map
 from partsum.shared.tensors import TensorFile
-from partsum.shared.width import Widths, find_widths
+from partsum.shared.width import Widths
 
 
 @dataclass(frozen=True)
@@ -43,26 +44,26 @@ def build_part(
     """
     base = _on_meta(make_model)
     if base is not None:
-        widths = find_widths(base)
-        _check_fits(part, widths)
+        widths = find_structure(base)
+        _check_fits(part, base, widths)
         narrow = cut_module(base, widths, part)
         if start is not None and _is_all_state(narrow):
             narrow = emptied(narrow, "cpu")
-        elif all(_can_reset(module) for module in narrow.modules()):
+        elif _can_fill(narrow):
             narrow = fresh_module(emptied(narrow, "cpu"), seed)
         else:
             base = None
     if base is None:
         base = _for_real(make_model, seed)
-        widths = find_widths(base)
-        _check_fits(part, widths)
+        widths = find_structure(base)
+        _check_fits(part, base, widths)
         narrow = fresh_module(cut_module(base, widths, part), seed)
     if start is not None:
         _load(narrow, start)
     return PartModel(narrow, _shares(base, widths, part))
 
 
-def _check_fits(part: Part, widths: Widths) -> None:
+def _check_fits(part: Part, base: nn.Module, widths: Widths) -> None:
     """Nothing else would notice: on the meta device no index is out of range."""
     known = {group.name: group.units for group in widths.groups}
     for name, units in part.units.items():
@@ -71,6 +72,10 @@ def _check_fits(part: Part, widths: Widths) -> None:
                 f"the part keeps unit {units[-1]} of width group {name!r}, of which this model has "
                 f"{known.get(name, 0)}. Coordinator and node must run the same task"
             )
+    try:
+        check_gates(base, widths, part.off)
+    except WidthError as error:
+        raise WireError(f"{error}. Coordinator and node must run the same task") from error
 
 
 def _on_meta(make_model: Callable[[], nn.Module]) -> nn.Module | None:
@@ -88,12 +93,19 @@ def _for_real(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
         return make_model()
 
 
-def _can_reset(module: nn.Module) -> bool:
-    """Whether ``reset_parameters`` fills all tensors that the module itself keeps."""
+def _can_fill(module: nn.Module) -> bool:
+    """Whether `fresh_module` fills all tensors that the module and those in it keep.
+
+    Hugging Face's ``init_weights`` fills everything below: their own loading builds on the meta
+    device too, and has nothing else to fill what a checkpoint does not hold.
+    """
+    if any(isinstance(v, Tensor) for m in module.modules() for v in vars(m).values()):
+        return False  # a tensor of neither kind: nothing but __init__ can fill it
+    if hasattr(module, "init_weights") and hasattr(module, "_init_weights"):
+        return True
     own = [*module._parameters.values(), *module._buffers.values()]
-    if any(isinstance(value, Tensor) for value in vars(module).values()):
-        return False  # a tensor that is neither: nothing but __init__ can fill it
-    return hasattr(module, "reset_parameters") or not any(t is not None for t in own)
+    resets = hasattr(module, "reset_parameters") or not any(t is not None for t in own)
+    return resets and all(map(_can_fill, module.children()))
 
 
 def _is_all_state(module: nn.Module) -> bool:

@@ -21,15 +21,22 @@ Encoding = Literal["float32", "bfloat16", "int8"]
 
 @dataclass(frozen=True)
 class Part:
-    """For each width group that is cut, the sorted units that are kept.
+    """For each width group that is cut, the sorted units that are kept; for each gate, on or off.
 
-    A group that is not named is kept whole; the part of no groups is the base itself.
+    A group that is not named is kept whole and a gate that is not named is on; the part of neither
+    is the base itself.
     """
 
-    units: Mapping[str, tuple[int, ...]]
+    units: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    gates: Mapping[str, bool] = field(default_factory=dict)
 
     def __hash__(self) -> int:
-        return hash(tuple(sorted(self.units.items())))
+        return hash((tuple(sorted(self.units.items())), self.off))
+
+    @property
+    def off(self) -> tuple[str, ...]:
+        """The names of the gates that are off, sorted."""
+        return tuple(sorted(name for name, on in self.gates.items() if not on))
 
     def fraction(self, widths: Widths) -> float:
         """The mean share of units kept over the groups that are cut; 1 for the whole base."""
@@ -169,6 +176,20 @@ class NodeStatus:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """A structure's place in a search, as an operator sees it."""
+
+    structure: str  # its gates in order, 1 for on
+    round: int  # after which it was scored last, from 1
+    accuracy: float
+    loss: float
+    parameters: int
+    flops: int  # of training, for a sample
+    seconds_per_sample: float  # measured
+    on_front: bool  # none is better and cheaper
+
+
+@dataclass(frozen=True)
 class RunStatus:
     """The run as an operator sees it."""
 
@@ -188,3 +209,4 @@ class RunStatus:
     bytes_received: int
     nodes: tuple[NodeStatus, ...]
     folder: str
+    standings: tuple[Standing, ...] = ()  # of a search over structures, the best first

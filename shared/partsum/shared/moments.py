@@ -31,6 +31,7 @@ def moment_shapes(module: nn.Module) -> dict[str, tuple[torch.dtype, tuple[int, 
 
 
 def part_digest(part: Part) -> str:
-    """A name for the part's units."""
+    """A name for the part's units, and the gates that are off in it."""
     units: Mapping[str, object] = {name: list(kept) for name, kept in part.units.items()}
-    return xxhash.xxh3_128_hexdigest(json.dumps(units, sort_keys=True).encode())
+    said: object = [units, part.off] if part.off else units
+    return xxhash.xxh3_128_hexdigest(json.dumps(said, sort_keys=True).encode())

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from partsum.shared.gates.closing import close_branches, sorted_partial
+from partsum.shared.gates.partial import split_layers
 from partsum.shared.messages import Part as Part
 from partsum.shared.width import Widths
-from partsum.shared.width.groups import all_units
+from partsum.shared.width.groups import all_units, named_tensors
 from partsum.shared.width.layers import is_hugging_face_conv1d, weight_of
 from partsum.shared.width.multihead import free_heads
 from partsum.shared.width.scaled import reset_scales
@@ -19,8 +21,14 @@ IndexMap = Mapping[str, Mapping[int, Tensor]]
 """Tensor name -> dimension -> kept indices (int64). A tensor that is not named is kept whole."""
 
 
-WHOLE = Part({})
+WHOLE = Part()
 """The part that keeps everything."""
+
+
+def absent(widths: Widths, part: Part) -> frozenset[str]:
+    """The names of the tensors that the part does not have: those of branches that are off."""
+    gates = (gate for gate in widths.gates if not part.gates.get(gate.name, True))
+    return frozenset(name for gate in gates for name in gate.tensors)
 
 
 def index_map(widths: Widths, part: Part) -> dict[str, dict[int, Tensor]]:
@@ -104,10 +112,11 @@ def cut_tensors(tensors: Mapping[str, Tensor], widths: Widths, part: Part) -> di
 
     Scales (see Widths) become 1 where the part is narrower than the base.
     """
-    kept = index_map(widths, part)
-    cut = {name: take(tensor, kept.get(name, {})) for name, tensor in tensors.items()}
+    kept, gone = index_map(widths, part), absent(widths, part)
+    held = {name: tensor for name, tensor in tensors.items() if name not in gone}
+    cut = {name: take(tensor, kept.get(name, {})) for name, tensor in held.items()}
     if part.units:
-        for name in widths.scales:
+        for name in cut.keys() & set(widths.scales):
             cut[name] = torch.ones_like(cut[name])
     return cut
 
@@ -120,27 +129,33 @@ def _own(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
 def cut_module(model: nn.Module, widths: Widths, part: Part) -> nn.Module:
     """A smaller dense module that computes the part, with the base's parameter names.
 
-    The base is not changed, and its big tensors are not copied whole. Works on the meta device,
-    where it costs nothing.
+    The base is not changed, and its big tensors are not copied whole; those of branches that are
+    off are not copied at all. Works on the meta device, where it costs nothing.
     """
-    kept = index_map(widths, part)
+    kept, gone = index_map(widths, part), absent(widths, part)
+    needed = {id(tensor) for name, tensor in named_tensors(model).items() if name not in gone}
     memo: dict[int, object] = {}
     for name, parameter in model.named_parameters():
-        value = _own(parameter.detach(), kept.get(name, {}))
+        value = _own(parameter.detach(), kept.get(name, {})) if id(parameter) in needed else _NONE
         memo[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
     for name, buffer in model.named_buffers():
-        value = _own(buffer, kept.get(name, {}))
+        value = _own(buffer, kept.get(name, {})) if id(buffer) in needed else _NONE
         memo[id(buffer)] = torch.ones_like(value) if part.units and name in widths.scales else value
     narrow = copy.deepcopy(model, memo)
-    for module in narrow.modules():
-        _mend(module)
     for group in widths.groups:
         if group.name in part.units:
             for count in group.counts:
                 amount = count.per_unit * len(part.units[group.name])
                 _set_count(narrow.get_submodule(count.module), count.attribute, amount)
+    close_branches(narrow, (gate for gate in widths.gates if gate.name in part.off))
+    for module in narrow.modules():
+        _mend(module)
     free_heads(narrow)
+    split_layers(narrow, widths, sorted_partial(part.off))
     return narrow
+
+
+_NONE = torch.empty(0, device="cpu")  # stands for what leaves with its module at once
 
 
 def _set_count(module: nn.Module, attribute: str, amount: int) -> None:

@@ -69,22 +69,25 @@ def _ranges(units: Iterable[int]) -> pb.UnitRanges:
 
 def part_to_wire(part: Part) -> pb.Part:
     """A Part as protobuf."""
-    return pb.Part(units={name: _ranges(units) for name, units in part.units.items()})
+    units = {name: _ranges(units) for name, units in part.units.items()}
+    return pb.Part(units=units, gates=part.gates)
 
 
 def part_from_wire(part: pb.Part) -> Part:
-    """Raises WireError where ranges are empty, overlap or are out of order, or are too many.
+    """Raises WireError where ranges are empty, overlap or are out of order, or all are too many.
 
-    All are counted before the first is written out: a message of 60 B can name 16 million units.
+    Units are counted before the first is written out: a message of 60 B can name 16 million.
     """
     limits.within(len(part.units), 0, limits.GROUPS, "the number of a part's width groups")
     total = sum(_count_units(name, ranges) for name, ranges in part.units.items())
     limits.within(total, 0, limits.UNITS, "the number of a part's units")
+    limits.within(len(part.gates), 0, limits.GATES, "the number of a part's gates")
     return Part(
-        {
+        units={
             name: tuple(u for s, e in zip(r.starts, r.ends, strict=True) for u in range(s, e))
             for name, r in part.units.items()
-        }
+        },
+        gates={limits.short(name, "a gate's name"): on for name, on in part.gates.items()},
     )
 
 
@@ -255,9 +258,10 @@ def update_from_wire(update: pb.Update) -> m.Update:
 
 def status_to_wire(status: m.RunStatus) -> pb.RunStatus:
     """A RunStatus as protobuf; the field names are the same on both sides."""
-    values = {name: value for name, value in vars(status).items() if name != "nodes"}
+    values = {k: value for k, value in vars(status).items() if k not in {"nodes", "standings"}}
     nodes = [pb.NodeStatus(**vars(node)) for node in status.nodes]
-    return pb.RunStatus(**values, nodes=nodes)
+    standings = [pb.Standing(**vars(one)) for one in status.standings]
+    return pb.RunStatus(**values, nodes=nodes, standings=standings)
 
 
 def status_from_wire(status: pb.RunStatus) -> m.RunStatus:
@@ -266,8 +270,13 @@ def status_from_wire(status: pb.RunStatus) -> m.RunStatus:
         m.NodeStatus(**{name: getattr(node, name) for name in m.NodeStatus.__dataclass_fields__})
         for node in status.nodes
     )
-    fields = (name for name in m.RunStatus.__dataclass_fields__ if name != "nodes")
-    return m.RunStatus(**{name: getattr(status, name) for name in fields}, nodes=nodes)
+    standings = tuple(
+        m.Standing(**{name: getattr(one, name) for name in m.Standing.__dataclass_fields__})
+        for one in status.standings
+    )
+    fields = m.RunStatus.__dataclass_fields__.keys() - {"nodes", "standings"}
+    values = {name: getattr(status, name) for name in fields}
+    return m.RunStatus(**values, nodes=nodes, standings=standings)
 
 
 def chunk_to_wire(offset: int, data: bytes) -> pb.Chunk:

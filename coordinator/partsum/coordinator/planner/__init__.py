@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from partsum.coordinator.planner.complement import block_parts, equal_slices, residual_parts
 from partsum.coordinator.planner.fractions import equal_fractions, measured_fractions
@@ -14,14 +15,26 @@ __all__ = ["equal_fractions", "measured_fractions", "plan_parts", "plan_slices"]
 
 
 def plan_parts(
-    config: PartsConfig, widths: Widths, fractions: Sequence[float], seed: int, round: int
+    config: PartsConfig,
+    widths: Widths,
+    fractions: Sequence[float],
+    seed: int,
+    round: int,
+    off: Sequence[str] = (),
 ) -> list[Part]:
-    """The parts of a round, one for each fraction.
+    """The parts of a round, one for each fraction; the gates ``off`` are off in all of them.
 
     Raises:
         WidthError: more parts than a group has units, or no group that the mode can cut.
     """
-    if config.planner == "full":
+    parts = _parts(config, widths, fractions, seed, round)
+    return [replace(part, gates=dict.fromkeys(off, False)) for part in parts]
+
+
+def _parts(
+    config: PartsConfig, widths: Widths, fractions: Sequence[float], seed: int, round: int
+) -> list[Part]:
+    if config.planner != "complement":
         return [WHOLE] * len(fractions)
     match config.mode:
         case "block":

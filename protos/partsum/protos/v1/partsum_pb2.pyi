@@ -399,15 +399,37 @@ class Part(google.protobuf.message.Message):
         def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
         def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
+    @typing.final
+    class GatesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.bool
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.bool = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     UNITS_FIELD_NUMBER: builtins.int
+    GATES_FIELD_NUMBER: builtins.int
     @property
     def units(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___UnitRanges]: ...
+    @property
+    def gates(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.bool]:
+        """a gate that is not named is on"""
+
     def __init__(
         self,
         *,
         units: collections.abc.Mapping[builtins.str, Global___UnitRanges] | None = ...,
+        gates: collections.abc.Mapping[builtins.str, builtins.bool] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["units", b"units"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gates", b"gates", "units", b"units"]) -> None: ...
 
 Global___Part: typing_extensions.TypeAlias = Part
 
@@ -1075,6 +1097,7 @@ class RunStatus(google.protobuf.message.Message):
     BYTES_RECEIVED_FIELD_NUMBER: builtins.int
     NODES_FIELD_NUMBER: builtins.int
     FOLDER_FIELD_NUMBER: builtins.int
+    STANDINGS_FIELD_NUMBER: builtins.int
     run: builtins.str
     phase: builtins.str
     """waiting, parts, handoff, finished, stopped, failed"""
@@ -1093,6 +1116,10 @@ class RunStatus(google.protobuf.message.Message):
     folder: builtins.str
     @property
     def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NodeStatus]: ...
+    @property
+    def standings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Standing]:
+        """of a search over structures, the best first"""
+
     def __init__(
         self,
         *,
@@ -1112,10 +1139,48 @@ class RunStatus(google.protobuf.message.Message):
         bytes_received: builtins.int = ...,
         nodes: collections.abc.Iterable[Global___NodeStatus] | None = ...,
         folder: builtins.str = ...,
+        standings: collections.abc.Iterable[Global___Standing] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "elapsed_seconds", b"elapsed_seconds", "folder", b"folder", "handoff_step", b"handoff_step", "handoff_steps", b"handoff_steps", "loss", b"loss", "nodes", b"nodes", "parts", b"parts", "parts_in", b"parts_in", "phase", b"phase", "reason", b"reason", "round", b"round", "rounds", b"rounds", "run", b"run"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "elapsed_seconds", b"elapsed_seconds", "folder", b"folder", "handoff_step", b"handoff_step", "handoff_steps", b"handoff_steps", "loss", b"loss", "nodes", b"nodes", "parts", b"parts", "parts_in", b"parts_in", "phase", b"phase", "reason", b"reason", "round", b"round", "rounds", b"rounds", "run", b"run", "standings", b"standings"]) -> None: ...
 
 Global___RunStatus: typing_extensions.TypeAlias = RunStatus
+
+@typing.final
+class Standing(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STRUCTURE_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
+    ACCURACY_FIELD_NUMBER: builtins.int
+    LOSS_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    FLOPS_FIELD_NUMBER: builtins.int
+    SECONDS_PER_SAMPLE_FIELD_NUMBER: builtins.int
+    ON_FRONT_FIELD_NUMBER: builtins.int
+    structure: builtins.str
+    """its gates in order, 1 for on"""
+    round: builtins.int
+    accuracy: builtins.float
+    loss: builtins.float
+    parameters: builtins.int
+    flops: builtins.int
+    seconds_per_sample: builtins.float
+    on_front: builtins.bool
+    def __init__(
+        self,
+        *,
+        structure: builtins.str = ...,
+        round: builtins.int = ...,
+        accuracy: builtins.float = ...,
+        loss: builtins.float = ...,
+        parameters: builtins.int = ...,
+        flops: builtins.int = ...,
+        seconds_per_sample: builtins.float = ...,
+        on_front: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "flops", b"flops", "loss", b"loss", "on_front", b"on_front", "parameters", b"parameters", "round", b"round", "seconds_per_sample", b"seconds_per_sample", "structure", b"structure"]) -> None: ...
+
+Global___Standing: typing_extensions.TypeAlias = Standing
 
 @typing.final
 class NodeStatus(google.protobuf.message.Message):

@@ -6,6 +6,7 @@ Each field is followed by what it does; docs/configuration.md is generated from 
 from partsum.shared.config.outer import OuterConfig
 from partsum.shared.config.run import RunConfig
 from partsum.shared.config.section import Section
+from partsum.shared.config.structures import GatesConfig, StructuresConfig
 from partsum.shared.config.text import load_config, parse_config
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
 from partsum.shared.config.wire import WireConfig
@@ -20,6 +21,7 @@ from partsum.shared.config.work import (
 
 __all__ = [
     "DataConfig",
+    "GatesConfig",
     "HandoffConfig",
     "MergeConfig",
     "OuterConfig",
@@ -29,6 +31,7 @@ __all__ = [
     "RunConfig",
     "Section",
     "ServerConfig",
+    "StructuresConfig",
     "TaskConfig",
     "TrainingConfig",
     "WireConfig",

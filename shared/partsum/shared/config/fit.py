@@ -32,6 +32,11 @@ def check_outer(outer: OuterConfig, parts: PartsConfig) -> None:
     """Raise ValueError where there is no change of the base to take a step along."""
     if outer.optimizer == "average":
         return
+    if parts.is_search:
+        raise ValueError(
+            f'outer.optimizer = "{outer.optimizer}" needs updates that are averaged into the base; '
+            'with parts.planner = "structures" they are ranked. Set it to "average"'
+        )
     if parts.is_block:
         raise ValueError(
             f'outer.optimizer = "{outer.optimizer}" needs parts that share the base: in mode block '

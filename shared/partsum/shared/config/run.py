@@ -17,6 +17,7 @@ from partsum.shared.config.fit import (
 )
 from partsum.shared.config.outer import OuterConfig
 from partsum.shared.config.section import Section
+from partsum.shared.config.structures import GatesConfig, StructuresConfig, check_structures
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
 from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import (
@@ -45,6 +46,8 @@ class RunConfig(Section):
     task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
     parts: PartsConfig = PartsConfig()
+    gates: GatesConfig = GatesConfig()
+    structures: StructuresConfig = StructuresConfig()
     training: TrainingConfig = TrainingConfig()
     rounds: RoundsConfig = RoundsConfig()
     wire: WireConfig = WireConfig()
@@ -69,4 +72,5 @@ class RunConfig(Section):
         check_secrecy(self.privacy, self.merge, self.parts, self.rounds)
         check_wire(self.wire, self.parts, self.privacy)
         check_ahead(self.training, self.parts, self.wire, self.deterministic)
+        check_structures(self.gates, self.parts, self.wire, self.merge, self.privacy)
         return self

@@ -36,14 +36,18 @@ class DataConfig(Section):
 class PartsConfig(Section):
     """How the base is cut, and the rounds of the parts phase."""
 
-    planner: Literal["complement", "full"] = "complement"
-    """complement: disjoint parts that cover the width; full: federated averaging of the base."""
+    planner: Literal["complement", "full", "structures"] = "complement"
+    """complement: disjoint parts that cover the width; full: federated averaging of the base;
+    structures: each part is another structure of the base, and the best is searched for
+    ([structures])."""
     mode: Literal["block", "residual", "copies"] = "block"
     """block: slice every width axis, once and for all; residual: slice hidden axes, re-drawn each
     round; copies: slice as in block, but all nodes train the first slice on their own data and
     average it each round, and the base is made of copies of it, which part in the hand-off."""
     count: Positive = 4
-    """How many parts. Fewer nodes than parts take several each, one after the other."""
+    """How many parts. Fewer nodes than parts take several each, one after the other. With planner
+    = "structures" it counts clusters and the nodes to wait for; there are as many parts as
+    structures."""
     fractions: Literal["equal", "measured"] | list[Fraction] = "equal"
     """Each part's share of the width: equal, by each node's measured speed and memory, or a list
     that adds up to 1."""
@@ -55,9 +59,10 @@ class PartsConfig(Section):
     """weights: merge what nodes trained; gradients: merge mean gradients, step on the
     coordinator."""
     moments: Literal["local", "travel"] = "local"
-    """Mode block: AdamW's moments stay on the node that trains the part (a part that moves to
-    another node begins with none), or travel with it: three times the bytes, and any node goes on
-    exactly where another was. In mode copies they stay; elsewhere each round begins with none."""
+    """Mode block and structures: AdamW's moments stay on the node that trains the part (a part that
+    moves to another node begins with none), or travel with it: three times the bytes, and any node
+    goes on exactly where another was. In mode copies they stay; elsewhere each round begins with
+    none."""
     gradient_batches: Positive = 8
     """With `aggregate = "gradients"`: batches whose mean gradient makes one update."""
     evaluate_every: Annotated[int, Field(ge=0)] = 1
@@ -89,10 +94,11 @@ class PartsConfig(Section):
                 'aggregate = "gradients" needs mode = "residual" or planner = "full": in mode '
                 '"block" parts share no parameters, so there is no gradient to add up'
             )
-        if self.moments == "travel" and not self.is_block:
+        if self.moments == "travel" and not (self.is_block or self.is_search):
             raise ValueError(
-                'moments = "travel" needs mode = "block": elsewhere a part is cut anew from the '
-                "merged base each round, and its moments would be of other weights"
+                'moments = "travel" needs mode = "block" or planner = "structures": elsewhere a '
+                "part is cut anew from the merged base each round, and its moments would be of "
+                "other weights"
             )
         return self
 
@@ -105,6 +111,11 @@ class PartsConfig(Section):
     def is_copies(self) -> bool:
         """Whether all parts are one slice, which the base is made of copies of."""
         return self.planner == "complement" and self.mode == "copies"
+
+    @property
+    def is_search(self) -> bool:
+        """Whether parts are structures, among which the best is searched for."""
+        return self.planner == "structures"
 
 
 class TrainingConfig(Section):

@@ -17,6 +17,7 @@ from partsum.shared.errors import DataError
 from partsum.shared.task import Task
 from partsum.shared.tasks.idx import find_idx, read_idx
 from partsum.shared.tasks.mlp import Mlp
+from partsum.shared.tasks.residual import ResidualMlp
 from partsum.shared.tasks.transformer import Vit
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
@@ -89,6 +90,20 @@ def image_vit(
         return Vit(_IDX_SIZE, patch, width, heads, layers, mlp_ratio * width, _CLASSES)
 
     return _idx_task(model, folder)
+
+
+def image_residual_mlp(
+    folder: str = FASHION_MNIST, width: int = 192, hidden: int = 768, layers: int = 4
+) -> Task:
+    """A residual MLP on an image set in IDX form; each of its blocks is a gate.
+
+    Args:
+        folder: holds the set's four files, gzipped or plain.
+        width: of the residual stream.
+        hidden: of each block's branch.
+        layers: blocks.
+    """
+    return _idx_task(lambda: ResidualMlp(_IDX_SIZE**2, width, hidden, layers, _CLASSES), folder)
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:

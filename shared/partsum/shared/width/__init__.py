@@ -9,6 +9,7 @@ whole models, then those for kinds of modules; docs/widths.md tells them and how
 from partsum.shared.width import rules as rules  # importing them registers them
 from partsum.shared.width.axis import Axis
 from partsum.shared.width.chain import chain_widths
+from partsum.shared.width.gate import Gate, Skip
 from partsum.shared.width.groups import (
     Count,
     HasWidths,
@@ -33,10 +34,12 @@ from partsum.shared.width.scaled import ScaledLinear
 __all__ = [
     "Axis",
     "Count",
+    "Gate",
     "HasWidths",
     "LeftOut",
     "Rule",
     "ScaledLinear",
+    "Skip",
     "SlicedAttention",
     "Slot",
     "WholeRule",

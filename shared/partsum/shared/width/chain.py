@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from partsum.shared.errors import WidthError
 from partsum.shared.width.axis import Axis
 from partsum.shared.width.groups import Depth, Widths
-from partsum.shared.width.scaled import ScaledLinear
+from partsum.shared.width.scaled import scales_of
 
 
-def chain_widths(model: nn.Module, prefix: str = "") -> Widths:
+def chain_widths(model: nn.Module) -> Widths:
     """The groups of an ``nn.Sequential``: what lies between two Linear or Conv2d layers.
 
     Every other axis is "hidden", the ones between are "stream", so that mode residual covers every
@@ -18,10 +18,8 @@ def chain_widths(model: nn.Module, prefix: str = "") -> Widths:
     norms over the axis.
     """
     axes: list[Axis] = []
-    scales: list[str] = []
     last = ""
-    for name, module in model.named_children() if isinstance(model, nn.Sequential) else ():
-        path = f"{prefix}{name}"
+    for path, module in model.named_children() if isinstance(model, nn.Sequential) else ():
         if isinstance(module, nn.Linear | nn.Conv2d):
             if isinstance(module, nn.Conv2d) and module.groups != 1:
                 raise WidthError(
@@ -30,8 +28,6 @@ def chain_widths(model: nn.Module, prefix: str = "") -> Widths:
                 )
             if axes:
                 _close_axis(axes[-1], model, last, path)
-                if axes[-1].depth == "hidden" and isinstance(module, ScaledLinear):
-                    scales.append(f"{path}.scale")
             depth: Depth = "stream" if len(axes) % 2 else "hidden"
             axes.append(Axis(model, path, module.weight.shape[0], depth).made_by(path))
             last = path
@@ -45,10 +41,12 @@ def chain_widths(model: nn.Module, prefix: str = "") -> Widths:
     if len(axes) < 2:
         raise WidthError(
             f"found no width groups in {type(model).__name__}: it is not an nn.Sequential with at "
-            "least two Linear or Conv2d layers, and it has no width_groups() method. "
-            "docs/tutorial.md shows how to write one in a few lines"
+            "least two Linear or Conv2d layers, no rule knows its layers, and it has no "
+            "width_groups() method. docs/widths.md shows how to add a rule, and docs/tutorial.md "
+            "how to write the method in a few lines"
         )
-    return Widths(tuple(axis.done() for axis in axes[:-1]), (f"{last}.weight",), tuple(scales))
+    groups = tuple(axis.done() for axis in axes[:-1])
+    return Widths(groups, (f"{last}.weight",), scales_of(model, groups))
 
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d)

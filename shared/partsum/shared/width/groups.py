@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from partsum.shared.errors import WidthError
+from partsum.shared.width.gate import Gate
 
 Depth = Literal["hidden", "stream"]
 """Which mode cuts an axis: "hidden" ones lie inside a branch or between two layers and are cut in
@@ -83,7 +84,8 @@ class Widths:
     ``scales`` are 0-dim buffers that multiply what a hidden group adds up to: 1 in a part, 1/K in a
     base in mode residual (the constant branch multiplier of ResIST, 2107.00961).
     ``left_out`` says what stays whole and why, and ``block_refusal`` why mode block cannot cut the
-    model; it is empty where it can.
+    model; it is empty where it can. ``gates`` are the residual branches that a part may lack: they
+    are filled in by `partsum.shared.gates.find_structure`.
     """
 
     groups: tuple[WidthGroup, ...]
@@ -91,6 +93,7 @@ class Widths:
     scales: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     block_refusal: str = ""
+    gates: tuple[Gate, ...] = ()
 
     def group(self, name: str) -> WidthGroup:
         """The group of that name."""

@@ -67,6 +67,7 @@ def find_widths(model: nn.Module) -> Widths:
         WidthError: the model has none, or says something that does not fit its tensors.
     """
     widths = model.width_groups() if isinstance(model, HasWidths) else widths_by_rules(model)
+    widths = _with_ties(model, widths)
     check_widths(model, widths)
     return widths
 
@@ -85,7 +86,8 @@ def widths_by_rules(model: nn.Module) -> Widths:
             refusals.append(refusal)
         else:
             if widths is not None:
-                return widths
+                scales = widths.scales or scales_of(model, widths.groups)
+                return replace(widths, scales=scales)
     raise refusals[0]
 
 
@@ -112,11 +114,10 @@ def _by_modules(model: nn.Module) -> Widths | None:
     order = {name: place for place, name in enumerate(named_tensors(model))}
     hidden.sort(key=lambda group: order.get(group.slots[0].tensor, 0))
     stream = find_stream(model, hidden, left_out)
-    groups = [_with_ties(model, group) for group in (stream.group, *hidden) if group is not None]
+    groups = hidden if stream.group is None else [stream.group, *hidden]
     return Widths(
         groups=tuple(groups),
         readouts=stream.readouts,
-        scales=scales_of(model, hidden),
         left_out=tuple(_all_left_out(model, groups, left_out, stream)),
         block_refusal=stream.refusal,
     )
@@ -142,15 +143,18 @@ def _hidden(model: nn.Module) -> tuple[list[WidthGroup], list[LeftOut]]:
     return found, [kept for kept in left_out.values() if kept.tensor not in cut]
 
 
-def _with_ties(model: nn.Module, group: WidthGroup) -> WidthGroup:
+def _with_ties(model: nn.Module, widths: Widths) -> Widths:
     """A tensor of several names is cut under all of them."""
     names = {name: same for same in tied_names(model) for name in same}
-    slots = dict.fromkeys(
-        replace(slot, tensor=name)
-        for slot in group.slots
-        for name in names.get(slot.tensor, (slot.tensor,))
-    )
-    return replace(group, slots=tuple(slots))
+    groups = []
+    for group in widths.groups:
+        slots = dict.fromkeys(
+            replace(slot, tensor=name)
+            for slot in group.slots
+            for name in names.get(slot.tensor, (slot.tensor,))
+        )
+        groups.append(replace(group, slots=tuple(slots)))
+    return replace(widths, groups=tuple(groups))
 
 
 def _all_left_out(
@@ -159,6 +163,7 @@ def _all_left_out(
     """Every parameter that no group cuts, with a rule's reason or that there is no rule."""
     reasons = {kept.tensor: kept.reason for kept in known}
     cut = {slot.tensor for group in groups for slot in group.slots}
+    cut |= {name for same in tied_names(model) if cut & set(same) for name in same}
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, _ in model.named_parameters(remove_duplicate=False):
         if name in cut:

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from partsum.shared.width.axis import Axis
 from partsum.shared.width.groups import LeftOut, WidthGroup, tied_names
-from partsum.shared.width.layers import inputs_of, is_linear, is_norm, output_dim, outputs_of
+from partsum.shared.width.layers import (
+    inputs_of,
+    is_linear,
+    is_norm,
+    joined,
+    output_dim,
+    outputs_of,
+)
 from partsum.shared.width.multihead import SlicedAttention
 
 NAME = "stream"
@@ -49,8 +56,11 @@ def find_stream(
             axis.held_by(name, dim)
         if _is_readout(module, path, width, claimed):
             heads.append(path)
+        if isinstance(module, nn.Transformer):
+            axis.counted_by(path, "d_model")  # compared with the inputs
     tensors = frozenset(slot.tensor for slot in axis.slots)
-    whole = _whole(model, tensors | {name for name, _ in claimed}) - {f"{p}.bias" for p in heads}
+    outputs = {name for path in heads for name in _same(model, f"{path}.bias")}
+    whole = _whole(model, tensors | outputs | {name for name, _ in claimed})
     refusal = _refusal(sizes, heads, left_out, whole)
     if refusal:
         return Stream(None, (), tensors, refusal)
@@ -69,7 +79,7 @@ def _refusal(
     if not heads:
         return "no layer reads the stream out: the model's output is the stream itself"
     if len(heads) > 1:
-        several = ", ".join(heads)
+        several = ", ".join(heads[:3]) + (f" and {len(heads) - 3} more" if heads[3:] else "")
         return f"several layers read the stream, of which no rule knows the output: {several}"
     if whole:
         return f"{min(whole)} stays whole, and every part reads and trains all of it"
@@ -82,7 +92,7 @@ def _open_sizes(model: nn.Module, claimed: set[tuple[str, int]]) -> Iterator[int
         if not is_linear(module) and not isinstance(module, _ATTENTION):
             continue
         for name, matrix in module.named_parameters(recurse=False):
-            cut = [(f"{path}.{name}", dim) in claimed for dim in range(matrix.dim())]
+            cut = [(joined(path, name), dim) in claimed for dim in range(matrix.dim())]
             if matrix.dim() == 2 and sum(cut) == 1:
                 yield matrix.shape[cut.index(False)]
 
@@ -92,7 +102,7 @@ def _ends(
 ) -> Iterator[tuple[str, int]]:
     """The dimensions of the module's own tensors that are the stream, and not yet claimed."""
     for name, tensor in _own(module):
-        full = f"{path}.{name}" if path else name
+        full = joined(path, name)
         for dim in _stream_dims(module, name, tensor):
             if tensor.shape[dim] == width and (full, dim) not in claimed:
                 yield full, dim
@@ -135,10 +145,9 @@ def _readouts(model: nn.Module, head: str) -> tuple[str, ...]:
     To weigh what a linear head reads is to weigh what it says. The norm before it is the last one
     outside of the numbered blocks.
     """
-    weight = f"{head}.weight"
-    same = next((names for names in tied_names(model) if weight in names), (weight,))
+    same = _same(model, f"{head}.weight")
     if len(same) == 1:
-        return (weight,)
+        return same
     norms = [
         (path, module)
         for path, module in model.named_modules()
@@ -148,3 +157,8 @@ def _readouts(model: nn.Module, head: str) -> tuple[str, ...]:
         return same
     path, norm = norms[-1]
     return tuple(f"{path}.{name}" for name, _ in norm.named_parameters(recurse=False))
+
+
+def _same(model: nn.Module, name: str) -> tuple[str, ...]:
+    """All names of a tensor."""
+    return next((names for names in tied_names(model) if name in names), (name,))

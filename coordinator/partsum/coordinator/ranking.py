@@ -1,0 +1,185 @@
+"""The end of a round of the search: structures are scored, and the best goes into the base."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from torch.utils.data import Subset, TensorDataset
+
+from partsum.coordinator.base import Base
+from partsum.coordinator.clock import Stages
+from partsum.coordinator.cost import part_cost
+from partsum.coordinator.leaderboard import Candidate, Leaderboard, Score
+from partsum.coordinator.merge import AVERAGE, Contribution, merge_files
+from partsum.coordinator.planner.structures import Newcomer
+from partsum.coordinator.records import Received, RoundPlan, RoundResult
+from partsum.coordinator.search import Search
+from partsum.coordinator.store import Store
+from partsum.shared.config import RunConfig
+from partsum.shared.files import sync_folder
+from partsum.shared.task import Samples, Scores, num_samples
+from partsum.shared.tensors import TensorFile
+
+
+class Ranking:
+    """Scores one run's structures, in a worker thread."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        store: Store,
+        base: Base,
+        search: Search,
+        train: Samples,
+        validation: Samples,
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.base = base
+        self.search = search
+        self.train = train
+        self.validation = validation
+
+    def close_round(
+        self,
+        plan: RoundPlan,
+        received: Mapping[int, Received],
+        paths: Mapping[int, Path],
+        out: Path,
+        stages: Stages,
+    ) -> tuple[RoundResult, dict[str, object]]:
+        """Score what is in and write the next base: the result, and the facts to commit with it.
+
+        ``paths`` say where the updates lie, by part. A structure that is not in keeps its last
+        weights and score, and ranks behind all that are.
+        """
+        with stages.timing("evaluate"):
+            board = self._scored(plan, received, paths)
+        winners = self._winners(board, plan.round)
+        with stages.timing("merge"), ExitStack() as files:
+            digest = self._write_base(plan, winners, paths, out, files)
+            facts = self._facts(plan, board, winners[0], received, paths)
+        with stages.timing("evaluate"):
+            scores = self._evaluate(plan.round, winners, out)
+        result = RoundResult(
+            base=out.name,
+            digest=digest,
+            loss=finite(scores.loss) if scores else None,
+            accuracy=finite(scores.accuracy) if scores else None,
+            missing=tuple(k for k in range(len(plan.parts)) if k not in received),
+            stage_seconds={},
+        )
+        return result, facts
+
+    def _scored(
+        self, plan: RoundPlan, received: Mapping[int, Received], paths: Mapping[int, Path]
+    ) -> Leaderboard:
+        """The leaderboard with the round's structures and their scores."""
+        board = self.search.board()
+        rung = self.search.rung(board, plan.round)
+        known = {one.bits for one in board.candidates}
+        new = [self._candidate(one) for one in rung if one.bits not in known]
+        shown = first_samples(self.validation, self.config.structures.validation_samples)
+        scores = {}
+        for k, item in sorted(received.items()):
+            part, update = plan.parts[k].part, item.update
+            with TensorFile(paths[k]) as file:
+                found = self.base.scores(self.base.part_model(part, file), shown)
+            spent = update.train_seconds / max(1, update.num_samples)
+            score = Score(plan.round, finite(found.loss), finite(found.accuracy), spent)
+            scores[self.search.bits(part)] = score
+        return board.joined(new, [one.bits for one in rung]).scored(scores)
+
+    def _candidate(self, one: Newcomer) -> Candidate:
+        base, part = self.base, self.search.part(one.bits)
+        batch = self.config.training.batch_size
+        cost = part_cost(base.shape, base.widths, part, base.task, self.train, batch)
+        return Candidate(one.bits, cost.parameters, cost.flops_per_sample, one.parent)
+
+    def _winners(self, board: Leaderboard, round: int) -> list[str]:
+        """Whose weights the base gets: the best one's, or at the end those of several."""
+        several = self._is_last(round) and self.config.structures.merge == "average"
+        scored = [one.bits for one in board.ranked() if one.last and one.bits in board.alive]
+        return scored[: self.config.structures.keep if several else 1]
+
+    def _is_last(self, round: int) -> bool:
+        return round + 1 == self.config.parts.rounds
+
+    def _write_base(
+        self,
+        plan: RoundPlan,
+        winners: Sequence[str],
+        paths: Mapping[int, Path],
+        out: Path,
+        files: ExitStack,
+    ) -> str:
+        places = {self.search.bits(planned.part): k for k, planned in enumerate(plan.parts)}
+        shares = []
+        for bits in winners:
+            part = self.search.part(bits)
+            path = paths.get(places[bits]) or self.search.origin(part)
+            assert path is not None, "a winner was trained"
+            shares.append(Contribution(part, files.enter_context(TensorFile(path)), 1.0))
+        old, metadata = self.store.base_path(plan.base), {"partsum.base": str(plan.round + 1)}
+        digest = merge_files(old, shares, self.base.widths, AVERAGE, out, metadata)
+        if len(winners) == 1:
+            return digest
+        off = self.search.part(winners[0]).off
+        return self.base.recalibrated(out, self.train, self.config.seed, off) or digest
+
+    def _evaluate(self, round: int, winners: Sequence[str], path: Path) -> Scores | None:
+        """The base, as the best structure, on all of the validation data."""
+        every = self.config.parts.evaluate_every
+        if not (self._is_last(round) or (every and (round + 1) % every == 0)):
+            return None
+        model = self.base.model(path, off=self.search.part(winners[0]).off)
+        return self.base.scores(model, self.validation)
+
+    def _facts(
+        self,
+        plan: RoundPlan,
+        board: Leaderboard,
+        best: str,
+        received: Mapping[int, Received],
+        paths: Mapping[int, Path],
+    ) -> dict[str, object]:
+        """What is committed with the round; updates are kept under their structures' names."""
+        before, kept = self.search.kept(), {}
+        for k, planned in enumerate(plan.parts):
+            bits = self.search.bits(planned.part)
+            if k in received:
+                item, path = received[k], self.store.part_path(plan.round, k)
+                _link(paths[k], path)
+                blob = vars(item.update.blob)
+                kept[bits] = {"file": path.name, "blob": blob, "node": item.node}
+            elif bits in before:
+                kept[bits] = before[bits]
+        sync_folder(self.store.folder / "parts")
+        structure = list(self.search.part(best).off)
+        return {"parts": kept, "search": self.search.dumped(board), "structure": structure}
+
+
+def _link(update: Path, kept: Path) -> None:
+    """Keep an update beside the bases. Once this returns its bytes are on disk."""
+    kept.unlink(missing_ok=True)
+    os.link(update, kept)
+    with open(kept, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def first_samples(samples: Samples, count: int) -> Samples:
+    """The first ``count`` samples; all where that is 0."""
+    if not count or count >= num_samples(samples):
+        return samples
+    if isinstance(samples, TensorDataset):
+        return TensorDataset(*(tensor[:count] for tensor in samples.tensors))
+    return Subset(samples, range(count))
+
+
+def finite(value: float) -> float | None:
+    """Nothing, for a task without a metric or a base that has diverged: the journal is JSON."""
+    return value if math.isfinite(value) else None
