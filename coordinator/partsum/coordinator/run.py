@@ -18,7 +18,7 @@ from partsum.coordinator.clusters import make_clusters
 from partsum.coordinator.cohort import Change
 from partsum.coordinator.cutter import blob_of
 from partsum.coordinator.folder import DEEPSPEED_COPY
-from partsum.coordinator.gate_certificate import certify_gates
+from partsum.coordinator.gate_certificate import certify_gates, check_regularisation
 from partsum.coordinator.handoff import HandoffProgress
 from partsum.coordinator.handoff_config import deepspeed_settings
 from partsum.coordinator.invariants import certify
@@ -125,6 +125,7 @@ class Run:
             grouped = self.workshop.block or self.config.parts.is_copies
             certify(self.base, parts, grouped, self.validation)
             certify_gates(self.base, used_gates(self.config, self.base), self.validation)
+            check_regularisation(self.base, self.config.regularisation)
         recovery.recover_clusters(self._make_clusters)
 
     def _make_clusters(self) -> list[np.ndarray]:

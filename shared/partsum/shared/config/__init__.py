@@ -4,6 +4,7 @@ Each field is followed by what it does; docs/configuration.md is generated from 
 """
 
 from partsum.shared.config.outer import OuterConfig
+from partsum.shared.config.regularisation import RegularisationConfig
 from partsum.shared.config.run import RunConfig
 from partsum.shared.config.section import Section
 from partsum.shared.config.structures import GatesConfig, StructuresConfig
@@ -27,6 +28,7 @@ __all__ = [
     "OuterConfig",
     "PartsConfig",
     "PrivacyConfig",
+    "RegularisationConfig",
     "RoundsConfig",
     "RunConfig",
     "Section",

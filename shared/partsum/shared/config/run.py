@@ -16,6 +16,7 @@ from partsum.shared.config.fit import (
     check_wire,
 )
 from partsum.shared.config.outer import OuterConfig
+from partsum.shared.config.regularisation import RegularisationConfig, check_regularisation
 from partsum.shared.config.section import Section
 from partsum.shared.config.structures import GatesConfig, StructuresConfig, check_structures
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
@@ -49,6 +50,7 @@ class RunConfig(Section):
     gates: GatesConfig = GatesConfig()
     structures: StructuresConfig = StructuresConfig()
     training: TrainingConfig = TrainingConfig()
+    regularisation: RegularisationConfig = RegularisationConfig()
     rounds: RoundsConfig = RoundsConfig()
     wire: WireConfig = WireConfig()
     merge: MergeConfig = MergeConfig()
@@ -72,5 +74,6 @@ class RunConfig(Section):
         check_secrecy(self.privacy, self.merge, self.parts, self.rounds)
         check_wire(self.wire, self.parts, self.privacy)
         check_ahead(self.training, self.parts, self.wire, self.deterministic)
+        check_regularisation(self.regularisation, self.gates, self.parts, self.structures)
         check_structures(self.gates, self.parts, self.wire, self.merge, self.privacy)
         return self

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from partsum.shared.structural.mixture import Blend, mix
-from partsum.shared.structural.routers import RandomGates, Router
+from partsum.shared.structural.routers import Router
 from partsum.shared.width.layers import is_hugging_face_conv1d, is_linear
 
 Act = Callable[[Tensor], Tensor]
@@ -20,10 +20,10 @@ def structural_mlp(
     makers: Sequence[nn.Module],
     act: Act,
     down: nn.Module,
-    chooser: Router | RandomGates,
+    router: Router,
     recompute: bool = False,
 ) -> Tensor:
-    """An MLP by what ``chooser`` chooses for each token, (..., d) -> (..., d).
+    """An MLP by what ``router`` chooses for each token, (..., d) -> (..., d).
 
     All experts share the layers' weights: each is one Parameter, with one gradient and one
     optimizer state. One down projection serves all experts of a token, so its bias counts once.
@@ -35,18 +35,13 @@ def structural_mlp(
             gated layer of its own, which sees nothing of the other segments.
         act: element by element.
         down: (..., hidden) -> (..., d).
-        chooser: which structures.
+        router: which structures.
         recompute: see `mix`.
     """
     tokens = inputs.flatten(0, -2)
-    chosen = chooser(tokens)
-    if chosen is None:
-        hidden = _nonlinearity(act, len(makers))(torch.cat([m(tokens) for m in makers], dim=-1))
-    else:
-        blend = Blend.of(chosen, chooser.structures)
-        hidden = _mixed(tokens, makers, act, blend, recompute)
-    output: Tensor = down(hidden)
-    return output.unflatten(0, inputs.shape[:-1])
+    blend = Blend.of(router(tokens), router.structures)
+    output: Tensor = down(_mixed(tokens, makers, act, blend, recompute))
+    return output.view(*inputs.shape[:-1], output.shape[-1])
 
 
 def _mixed(
@@ -60,8 +55,10 @@ def _mixed(
         dtype = torch.get_autocast_dtype(kind)
         tokens, weight = tokens.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
+    if len(makers) > 1:
+        act = _gated(act)
     with torch.autocast(kind, enabled=False):
-        return mix(tokens, weight, bias, blend, _nonlinearity(act, len(makers)), recompute)
+        return mix(tokens, weight, bias, blend, act, recompute)
 
 
 def _weight(maker: nn.Module) -> Tensor:
@@ -71,10 +68,7 @@ def _weight(maker: nn.Module) -> Tensor:
     return weight.t() if is_hugging_face_conv1d(maker) else weight
 
 
-def _nonlinearity(act: Act, makers: int) -> Act:
-    if makers == 1:
-        return act
-
+def _gated(act: Act) -> Act:
     def gated(both: Tensor) -> Tensor:
         gate, other = both.chunk(2, dim=-1)
         return act(gate) * other
@@ -121,9 +115,7 @@ class StructuralMoE(nn.Module):
         ValueError: the module is not an MLP of a layout that is known.
     """
 
-    def __init__(
-        self, mlp: nn.Module, router: Router | RandomGates, recompute: bool = False
-    ) -> None:
+    def __init__(self, mlp: nn.Module, router: Router, recompute: bool = False) -> None:
         super().__init__()
         layout = layout_of(mlp)
         if layout is None:

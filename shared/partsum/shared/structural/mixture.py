@@ -83,7 +83,7 @@ def mix(
         blend: which segments; gradients flow to its weights.
         act: the non-linearity. It is called again in the backward pass, and must not be random.
         recompute: compute the partial products, tokens * s * up numbers, again in the backward pass
-            instead of keeping them: a tenth slower, and less memory than the dense layer takes.
+            instead of keeping them: a tenth slower, and less memory than the dense layer.
 
     Raises:
         ValueError: fewer inputs than slices.
@@ -99,7 +99,7 @@ def mix(
 
 
 def _sliced(rows: Tensor, splits: int, last: Tensor | None) -> Tensor:
-    """(n, d) -> (splits, n, w): the slices, zeros where one is shorter, and ``last`` behind each."""
+    """(n, d) -> (splits, n, w): the slices, zeros where one is shorter, ``last`` behind each."""
     pieces = torch.tensor_split(rows, splits, dim=1)
     width = pieces[0].shape[1]
     padded = [functional.pad(piece, (0, width - piece.shape[1])) for piece in pieces]
@@ -177,9 +177,7 @@ class _Mix(torch.autograd.Function):
         for number, (tokens, blocks) in enumerate(_chunks(ctx.counts, weights.shape[2])):
             rows = order[tokens]
             chosen = inputs[:, rows]
-            products = (
-                _products(chosen, weights, space) if ctx.kept is None else ctx.kept[number]
-            )
+            products = _products(chosen, weights, space) if ctx.kept is None else ctx.kept[number]
             d_products = d_space[:, : len(rows)]
             for block in blocks:
                 above = gradient[rows[block.tokens]]

@@ -61,7 +61,9 @@ class TopKRouter(Router):
     ) -> None:
         super().__init__(width, structures)
         if not 1 <= top_k <= structures.count:
-            raise ValueError(f"top_k = {top_k}: there are {structures.count} experts to choose from")
+            raise ValueError(
+                f"top_k = {top_k}: there are {structures.count} experts to choose from"
+            )
         self.top_k, self.balance, self.z = top_k, balance, z
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -87,11 +89,11 @@ def balance_loss(probabilities: Tensor, chosen: Tensor) -> Tensor:
 
 
 class ExpertChoiceRouter(Router):
-    """Each structure takes the tokens that it is the most probable for (Zhou et al. 2022, 2202.09368).
+    """Each structure takes the tokens that it is the most probable for.
 
-    Every structure takes equally many, so there is nothing to balance: tokens * ``capacity`` /
-    structures of a batch, at least one. A token may be taken by several or by none (its hidden units
-    are 0 then, and the residual carries it). A token's weights are its probabilities divided by
+    Zhou et al. 2022 (2202.09368). Every structure takes equally many, so there is nothing to
+    balance: tokens * ``capacity`` / structures of a batch, at least one. A token may be taken by
+    several or by none (its hidden units are 0 then, and the residual carries it). A token's weights are its probabilities divided by
     their sum, as in `TopKRouter`. What a token gets depends on the rest of its batch, later tokens
     included: not for a model that predicts the next token, nor for comparing single samples.
 
@@ -113,35 +115,6 @@ class ExpertChoiceRouter(Router):
         chosen = torch.zeros_like(probabilities).scatter(0, places, values)
         sums = chosen.detach().sum(dim=-1, keepdim=True)
         return chosen / sums.where(sums > 0, torch.ones_like(sums))
-
-
-class RandomGates(nn.Module):
-    """One structure for all tokens, drawn anew at each step: each gate is on with a probability.
-
-    In evaluation all gates are on, which is the dense layer: `forward` returns None.
-    """
-
-    def __init__(self, structures: Structures, on: float) -> None:
-        super().__init__()
-        if not 0 <= on <= 1:
-            raise ValueError(f"on = {on:g}: a probability is between 0 and 1")
-        self.structures, self.on = structures, on
-
-    def forward(self, tokens: Tensor) -> Tensor | None:
-        """(tokens, width) -> float32 (tokens, structures), or None for the dense layer.
-
-        Drawn from torch's generator on the CPU, as dropout is there: so the same seed draws the
-        same structures on any device.
-        """
-        if not self.training:
-            return None
-        gates = torch.rand(self.structures.gates, device="cpu") < self.on
-        number = sum(1 << j for j, is_on in enumerate(gates.tolist()) if is_on)
-        if number == self.structures.dense:
-            return None
-        chosen = tokens.new_zeros(len(tokens), self.structures.count, dtype=torch.float32)
-        chosen[:, number] = 1
-        return chosen
 
 
 Choice = Literal["tokens", "experts"]

@@ -9,6 +9,7 @@ runs of neighbours, and there are 2 ** (s - 1) of them, which share s (s + 1) / 
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +74,7 @@ class Structures:
         """The segments of one structure, in order; together they are all slices."""
         cuts = [j + 1 for j in range(self.gates) if not structure >> j & 1]
         edges = [0, *cuts, self.splits]
-        return tuple(range(a, b) for a, b in zip(edges, edges[1:], strict=False))
+        return tuple(range(a, b) for a, b in itertools.pairwise(edges))
 
     def members(self, device: torch.device) -> Tensor:
         """Which slices are in which segment: float32 (segments, splits) of 0 and 1."""

@@ -1,4 +1,4 @@
-"""Structural experts, or random gates, in place of a model's MLPs."""
+"""Structural experts in place of a model's MLPs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from partsum.shared.structural.layer import LAYOUTS, StructuralMoE, layout_of
 from partsum.shared.structural.routers import (
     Choice,
     ExpertChoiceRouter,
-    RandomGates,
     Router,
     TopKRouter,
 )
 from partsum.shared.structural.structures import Structures
 from partsum.shared.width.layers import inputs_of
 
-Make = Callable[[int], Router | RandomGates]
+Make = Callable[[int], Router]
 """(inputs of an MLP) -> what chooses its structures."""
 
 
 @runtime_checkable
 class HasMlp(Protocol):
-    """A block whose own ``forward`` is an MLP among other things, and asks ``router`` if it is set."""
+    """A block whose ``forward`` has an MLP among other things, and asks ``router`` if it is set."""
 
     router: nn.Module | None
 
@@ -78,31 +77,13 @@ def with_structural_experts(
     return _swap(model, make, paths, recompute)
 
 
-def with_random_grouping(
-    model: nn.Module, on: float, splits: int = 7, paths: str = "*"
-) -> nn.Module:
-    """Let a model's MLPs train as a structure that is drawn at each step; in place, returned.
-
-    Each of the ``splits`` - 1 gates of each MLP is on with probability ``on``. In evaluation all
-    are on, and the model is the dense one to the bit. There are no new parameters. What evaluation
-    computes is *not* the expectation of what was trained, since the non-linearity lies between:
-    docs/experts.md says how far off it is.
-
-    Raises:
-        ValueError: a number that does not fit.
-        PartsumError: there is no MLP that it could stand in for.
-    """
-    structures = Structures(splits)
-    return _swap(model, lambda width: RandomGates(structures, on), paths, recompute=False)
-
-
 def _swap(model: nn.Module, make: Make, paths: str, recompute: bool) -> nn.Module:
     found = list(_mlps(model, paths))
     if not found:
         known = "; ".join(", ".join((*layout.makers, layout.down)) for layout in LAYOUTS)
         raise PartsumError(
-            f"{type(model).__name__} has no MLP at {paths!r} whose gates could be set: known are "
-            f"partsum's own transformers, and MLP modules of {known}"
+            f"{type(model).__name__} has no MLP at {paths!r} that could have structural "
+            f"experts; known are partsum's own transformers, and MLP modules of {known}"
         )
     for path, module in found:
         if isinstance(module, HasMlp):
