@@ -57,8 +57,8 @@ def with_stochastic_depth(
     paths = list(branches or (gate.skips[-1].path for gate in find_gates(model)))
     if not paths:
         raise PartsumError(
-            f"no residual branches were found in {type(model).__name__}, so none can be left out at "
-            "random. Remove regularisation.survival; or let the model say its branches with a "
+            f"no residual branches were found in {type(model).__name__}, so none can be left out "
+            "at random. Remove regularisation.survival; or let the model say its branches with a "
             "method structure_gates() (docs/structures.md)"
         )
     each = (

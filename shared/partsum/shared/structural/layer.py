@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from partsum.shared.structural.mixture import Blend, mix
+from partsum.shared.structural.mixture import Blend, mix, sorted_rows, unsorted_rows
 from partsum.shared.structural.routers import Router
 from partsum.shared.width.layers import is_hugging_face_conv1d, is_linear
 
@@ -40,7 +40,8 @@ def structural_mlp(
     """
     tokens = inputs.flatten(0, -2)
     blend = Blend.of(router(tokens), router.structures)
-    output: Tensor = down(_mixed(tokens, makers, act, blend, recompute))
+    mixed = _mixed(sorted_rows(tokens, blend), makers, act, blend, recompute)
+    output = unsorted_rows(down(mixed), blend)
     return output.view(*inputs.shape[:-1], output.shape[-1])
 
 

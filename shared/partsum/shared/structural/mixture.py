@@ -36,7 +36,7 @@ class Blend:
     """Which segments each token takes, all tokens' one after the other.
 
     ``order`` int64 (tokens,) sorts tokens by their number of segments, ``counts`` are those
-    numbers, in that order. ``members`` (taken, splits) and ``weights`` (taken,) are the segments'
+    numbers, in that order; those of none come first. ``members`` (taken, splits) and ``weights`` (taken,) are the segments'
     slices and weights, again in that order.
     """
 
@@ -56,7 +56,6 @@ class Blend:
         taken = (chosen.detach() > 0).to(made_of.dtype) @ made_of > 0
         counts = taken.sum(dim=1)
         order = torch.argsort(counts, stable=True)
-        order = order[int((counts == 0).sum()) :]
         places, segments = taken[order].nonzero(as_tuple=True)
         members = structures.members(chosen.device)[segments]
         return cls(order, counts[order].tolist(), members, weights[order[places], segments])
@@ -70,13 +69,15 @@ def mix(
     act: Activation,
     recompute: bool = False,
 ) -> Tensor:
-    """The blended hidden units of each token, (tokens, d) -> (tokens, hidden).
+    """The blended hidden units of each token, (tokens, d) -> (tokens, hidden), in ``blend.order``.
+
+    To sort is left to the caller, whose rows are shorter: `sorted_rows` and `unsorted_rows`.
 
     Each of the s partial products brings 1 / s of the bias: so it counts once for each token,
     however many segments there are, and all gates on give the dense layer.
 
     Args:
-        inputs: floating-point (tokens, d); d is split into s slices, the first d % s of them one
+        inputs: floating-point (tokens, d), in ``blend.order``; d is split into s slices, the first d % s of them one
             longer.
         weight: (up, d), as nn.Linear's.
         bias: (up,) or None.
@@ -96,6 +97,16 @@ def mix(
     blended = blend.weights.to(inputs.dtype)
     mixed: Tensor = _Mix.apply(sliced, weights, blended, blend, act, recompute)  # type: ignore[no-untyped-call]
     return mixed
+
+
+def sorted_rows(rows: Tensor, blend: Blend) -> Tensor:
+    """(tokens, n) in the order of a blend."""
+    return rows.index_select(0, blend.order)
+
+
+def unsorted_rows(rows: Tensor, blend: Blend) -> Tensor:
+    """(tokens, n) back in the order that they came in."""
+    return rows.index_select(0, torch.argsort(blend.order))
 
 
 def _sliced(rows: Tensor, splits: int, last: Tensor | None) -> Tensor:
@@ -121,7 +132,7 @@ class _Block:
 def _chunks(counts: Sequence[int], per_segment: int) -> Iterator[tuple[slice, list[_Block]]]:
     """Chunks of tokens, each with its blocks; tokens of no segments are in none."""
     taken = 0
-    for first in range(0, len(counts), _CHUNK_TOKENS):
+    for first in range(counts.count(0), len(counts), _CHUNK_TOKENS):
         chunk = counts[first : first + _CHUNK_TOKENS]
         blocks, begin = [], 0
         while begin < len(chunk):
@@ -137,7 +148,7 @@ def _chunks(counts: Sequence[int], per_segment: int) -> Iterator[tuple[slice, li
 
 
 class _Mix(torch.autograd.Function):
-    """Of inputs (splits, tokens, w) and weights (splits, w, up), the layout that suits BLAS best."""
+    """Of inputs (splits, tokens, w) and weights (splits, w, up), which suits BLAS best."""
 
     @staticmethod
     def forward(
@@ -150,45 +161,45 @@ class _Mix(torch.autograd.Function):
         recompute: bool,
     ) -> Tensor:
         members = blend.members.to(inputs.dtype)
-        ctx.save_for_backward(inputs, weights, blended, blend.order, members)
+        ctx.save_for_backward(inputs, weights, blended, members)
         ctx.counts, ctx.act = blend.counts, act
         ctx.kept = None if recompute or not any(ctx.needs_input_grad) else []
         one = act(weights.new_zeros(1, weights.shape[2]))
         mixed = one.new_zeros(inputs.shape[1], one.shape[1])
         space = None if ctx.kept is not None else _space(weights, blend.counts)
         for tokens, blocks in _chunks(blend.counts, weights.shape[2]):
-            rows = blend.order[tokens]
-            products = _products(inputs[:, rows], weights, space)
+            products = _products(inputs[:, tokens], weights, space)
+            there = mixed[tokens]
             if ctx.kept is not None:
                 ctx.kept.append(products)
             for block in blocks:
                 hidden = act(_sums(products, members, block))
-                mixed[rows[block.tokens]] = torch.bmm(_row(blended, block), hidden).squeeze(1)
+                torch.bmm(_row(blended, block), hidden, out=there[block.tokens, None])
         return mixed
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, weights, blended, order, members = ctx.saved_tensors
+        inputs, weights, blended, members = ctx.saved_tensors
         d_inputs, d_weights = torch.zeros_like(inputs), torch.zeros_like(weights)
         d_blended = torch.zeros_like(blended)
         space = None if ctx.kept is not None else _space(weights, ctx.counts)
-        d_space = _space(weights, ctx.counts)
+        # Tokens first: into a strided output, bmm goes token by token.
+        d_space = _space(weights, ctx.counts).transpose(0, 1).contiguous()
         for number, (tokens, blocks) in enumerate(_chunks(ctx.counts, weights.shape[2])):
-            rows = order[tokens]
-            chosen = inputs[:, rows]
+            chosen, over = inputs[:, tokens], gradient[tokens]
             products = _products(chosen, weights, space) if ctx.kept is None else ctx.kept[number]
-            d_products = d_space[:, : len(rows)]
+            d_products = d_space[: len(over)]
             for block in blocks:
-                above = gradient[rows[block.tokens]]
+                above = over[block.tokens]
                 hidden, d_sums = _pulled_back(above, _sums(products, members, block), ctx.act)
                 # This way round it is ten times as fast as hidden @ above (measured).
                 found = torch.bmm(above[:, None], hidden.transpose(1, 2))
                 d_blended[block.segments] = found.flatten()
                 spread = _of(members, block).transpose(1, 2) * _row(blended, block)
-                torch.bmm(spread, d_sums, out=d_products[:, block.tokens].transpose(0, 1))
-            d_inputs[:, rows] = torch.bmm(weights, d_products.transpose(1, 2)).transpose(1, 2)
-            d_weights.baddbmm_(chosen.transpose(1, 2), d_products)
+                torch.bmm(spread, d_sums, out=d_products[block.tokens])
+            d_inputs[:, tokens] = torch.bmm(weights, d_products.permute(1, 2, 0)).transpose(1, 2)
+            d_weights.baddbmm_(chosen.transpose(1, 2), d_products.transpose(0, 1))
         return d_inputs, d_weights, d_blended, None, None, None
 
 

@@ -93,9 +93,10 @@ class ExpertChoiceRouter(Router):
 
     Zhou et al. 2022 (2202.09368). Every structure takes equally many, so there is nothing to
     balance: tokens * ``capacity`` / structures of a batch, at least one. A token may be taken by
-    several or by none (its hidden units are 0 then, and the residual carries it). A token's weights are its probabilities divided by
-    their sum, as in `TopKRouter`. What a token gets depends on the rest of its batch, later tokens
-    included: not for a model that predicts the next token, nor for comparing single samples.
+    several or by none (its hidden units are 0 then, and the residual carries it). A token's weights
+    are its probabilities divided by their sum, as in `TopKRouter`. What a token gets depends on the
+    rest of its batch, later tokens included: not for a model that predicts the next token, nor for
+    comparing single samples.
 
     Raises:
         ValueError: ``capacity`` is not positive.
