@@ -3,9 +3,9 @@
     python benchmarks/regularisation.py [--quick] [--json FILE]
 
 Fashion-MNIST, a residual MLP and a small ViT, each trained on the first 4,000 images for long
-enough to overfit, with AdamW and a cosine schedule; scores are those of the model in evaluation, on these
-images and on the 10,000 test images. One process, one thread, plain PyTorch around the product's
-own `regularise`.
+enough to overfit, with AdamW and a cosine schedule; scores are those of the model in evaluation, on
+these images and on the 10,000 test images. One process, one thread, plain PyTorch around the
+product's own `regularise`.
 """
 
 from __future__ import annotations

@@ -48,6 +48,8 @@ def test_training_settings_on_the_wire_are_named_as_in_the_config() -> None:
     known = {*RunConfig().training.__class__.model_fields, "aggregate", "deterministic"} | {
         "carry_moments",
         "encoding",
+        "keep_moments",
+        "regularisation",
     }
     assert {field.name for field in dataclasses.fields(TrainSettings)} <= known
 

@@ -36,8 +36,8 @@ class Blend:
     """Which segments each token takes, all tokens' one after the other.
 
     ``order`` int64 (tokens,) sorts tokens by their number of segments, ``counts`` are those
-    numbers, in that order; those of none come first. ``members`` (taken, splits) and ``weights`` (taken,) are the segments'
-    slices and weights, again in that order.
+    numbers, in that order; those of none come first. ``members`` (taken, splits) and ``weights``
+    (taken,) are the segments' slices and weights, again in that order.
     """
 
     order: Tensor
@@ -77,8 +77,8 @@ def mix(
     however many segments there are, and all gates on give the dense layer.
 
     Args:
-        inputs: floating-point (tokens, d), in ``blend.order``; d is split into s slices, the first d % s of them one
-            longer.
+        inputs: floating-point (tokens, d), in ``blend.order``; d is split into s slices, the first
+            d % s of them one longer.
         weight: (up, d), as nn.Linear's.
         bias: (up,) or None.
         blend: which segments; gradients flow to its weights.
