@@ -49,6 +49,7 @@ def test_training_settings_on_the_wire_are_named_as_in_the_config() -> None:
         "carry_moments",
         "keep_moments",
         "encoding",
+        "regularisation",
     }
     assert {field.name for field in dataclasses.fields(TrainSettings)} <= known
 

@@ -16,7 +16,7 @@ from partsum.coordinator.base import Base
 from partsum.coordinator.cost import Cost, part_cost, parts_share
 from partsum.coordinator.figures import bytes_text, count_text, names_text
 from partsum.coordinator.folder import given_models
-from partsum.coordinator.gate_certificate import certify_gates
+from partsum.coordinator.gate_certificate import certify_gates, check_regularisation
 from partsum.coordinator.growth.start import Start
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.planner import Ranking, equal_fractions, plan_parts, plan_slices
@@ -39,6 +39,7 @@ def show_plan(path: Path, as_json: bool) -> int:
     train = load_samples(task.train, "training")
     validation = load_samples(task.validation, "validation")
     base = Base(task, torch.device("cpu"))
+    check_regularisation(base, config.regularisation)
     if config.parts.is_search:
         return show_search_plan(config, base, task, train, validation, as_json)
     given, off = config.parts.fractions, config.gates.off

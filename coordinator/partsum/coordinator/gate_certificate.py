@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor
 
 from partsum.coordinator.base import Base
 from partsum.coordinator.invariants import assert_same, noisy_model
+from partsum.shared.config import RegularisationConfig
 from partsum.shared.errors import WidthError
 from partsum.shared.gates import Gate, check_gates
 from partsum.shared.messages import Part
 from partsum.shared.part import cut_module
+from partsum.shared.regularisation import regularise
 from partsum.shared.task import Samples
 
 
@@ -47,6 +50,11 @@ def certify_gates(base: Base, names: Collection[str], samples: Samples) -> None:
                 "the branch at zero: its modules are read elsewhere too, or the model's "
                 "structure_gates() do not describe it (docs/structures.md)",
             )
+
+
+def check_regularisation(base: Base, wanted: RegularisationConfig) -> None:
+    """Raise PartsumError where the model has no gates that could be random as the config wants."""
+    regularise(copy.deepcopy(base.shape), wanted)
 
 
 def _outputs(model: torch.nn.Module, inputs: Tensor, name: str) -> Tensor:

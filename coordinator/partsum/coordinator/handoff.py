@@ -32,7 +32,13 @@ from pydantic import Field
 
 from partsum.coordinator.handoff_config import deepspeed_settings
 from partsum.coordinator.handoff_ranks import Ranks
-from partsum.shared.config import HandoffConfig, Section, TaskConfig, TrainingConfig
+from partsum.shared.config import (
+    HandoffConfig,
+    RegularisationConfig,
+    Section,
+    TaskConfig,
+    TrainingConfig,
+)
 from partsum.shared.errors import HandoffError
 from partsum.shared.task import Scores
 
@@ -68,6 +74,8 @@ class HandoffJob(Section):
     """`deepspeed_config` must be absolute here, or relative to where the coordinator started."""
     training: TrainingConfig
     """Its learning rate, weight decay, betas, gradient clip and warm-up count."""
+    regularisation: RegularisationConfig = RegularisationConfig()
+    """Which gates are random in training."""
     share: float
     """Where on the run's learning-rate schedule the hand-off starts, in [0, 1]."""
     norm_parts: list[dict[str, list[int]]]

@@ -15,6 +15,7 @@ from partsum.coordinator.norms import group_norms
 from partsum.shared.errors import HandoffError
 from partsum.shared.gates import close_gates, find_structure
 from partsum.shared.part import Part
+from partsum.shared.regularisation import regularise
 from partsum.shared.task import Task
 from partsum.shared.tensors import load_tensors
 
@@ -67,7 +68,8 @@ class Engine(Protocol):
 def build_model(job: HandoffJob, task: Task) -> nn.Module:
     """The task's model with the base's weights, its norms grouped where the job says so.
 
-    Branches whose gates are off are not in it.
+    Branches whose gates are off are not in it, and in training gates are random where the job says
+    so.
     """
     model = task.model()
     model.load_state_dict(load_tensors(job.base), strict=True)
@@ -76,7 +78,7 @@ def build_model(job: HandoffJob, task: Task) -> nn.Module:
         parts = [Part({name: tuple(u) for name, u in part.items()}) for part in job.norm_parts]
         group_norms(model, widths, parts)
         close_gates(model, widths, job.off)
-    return model
+    return regularise(model, job.regularisation)
 
 
 def start_engine(model: nn.Module, settings: DeepSpeedSettings, place: Place) -> Engine:

@@ -111,6 +111,7 @@ def handoff_job(run: Run) -> HandoffJob:
         deterministic=config.deterministic,
         handoff=run.handoff_config(),
         training=config.training,
+        regularisation=config.regularisation,
         share=run.workplan({}).share,
         norm_parts=[{n: list(u) for n, u in part.units.items()} for part in norm_parts],
         off=run.store.fact("structure") or config.gates.off,

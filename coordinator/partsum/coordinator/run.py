@@ -16,7 +16,7 @@ from partsum.coordinator.clock import RunClock, Stages
 from partsum.coordinator.cohort import Change
 from partsum.coordinator.cutter import blob_of
 from partsum.coordinator.folder import DEEPSPEED_COPY
-from partsum.coordinator.gate_certificate import certify_gates
+from partsum.coordinator.gate_certificate import certify_gates, check_regularisation
 from partsum.coordinator.handoff import HandoffProgress
 from partsum.coordinator.handoff_config import deepspeed_settings
 from partsum.coordinator.invariants import certify
@@ -129,6 +129,7 @@ class Run:
             cutter = self.workshop.cutter
             certify(self.base, cutter.slices(trial), cutter.cuts_all, self.validation)
             certify_gates(self.base, used_gates(self.config, self.base), self.validation)
+            check_regularisation(self.base, self.config.regularisation)
         recovery.recover_clusters(self.workshop.cutter.make_clusters)
 
     # -- rounds -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from partsum.coordinator.records import RoundPlan
 from partsum.shared import limits
 from partsum.shared.config import RunConfig
 from partsum.shared.errors import RefusedError
-from partsum.shared.messages import Assignment, Encoding, NodeProfile, TrainSettings
+from partsum.shared.messages import Assignment, Encoding, NodeProfile, Regularisation, TrainSettings
 from partsum.shared.secure import LEAST_MEMBERS
 
 TEXT_LIMIT = 200  # characters of what a node calls itself, its version or its device
@@ -129,6 +129,7 @@ def train_settings(config: RunConfig) -> TrainSettings:
         proximal=training.proximal,
         encoding=config.wire.up,
         keep_moments=config.parts.is_copies,
+        regularisation=Regularisation(**config.regularisation.model_dump()),
     )
 
 

@@ -20,6 +20,7 @@ from partsum.shared.errors import PartsumError
 from partsum.shared.memory import peak_memory_bytes
 from partsum.shared.messages import Assignment, Blob, Progress, Update
 from partsum.shared.moments import part_digest
+from partsum.shared.regularisation import regularise
 from partsum.shared.task import Samples, Task, gather, walk
 from partsum.shared.tensors import TensorFile, save_tensors
 
@@ -138,6 +139,7 @@ class Training:
         if a.num_samples and not len(job.cluster):
             raise PartsumError(f"the cluster of assignment {a.id} has no samples to train on")
         model = build_part(task.model, a.part, a.seed, job.start)
+        regularise(model.module, a.settings.regularisation)
         model.module.to(job.device).train()
         optimizer = make_optimizer(model, a.settings, job.device)
         if a.settings.aggregate == "weights":

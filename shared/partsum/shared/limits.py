@@ -20,6 +20,7 @@ GATES = 1 << 12  # of a part
 UNITS = 1 << 22  # of all of a part's width groups together: each is an int in memory (32 B)
 COUNT = 1 << 48  # samples, bytes: beyond any run, and far from where int64 ends
 BATCH_SIZE = 1 << 20
+SPLITS = 64  # of a layer whose sums are taken in random groups
 GFLOPS = 1e9  # of a device: a thousand petaflops
 BEAT_SECONDS = (0.01, 3600.0)  # between heartbeats
 TENSORS_HEADER_BYTES = 16 << 20  # of a tensor file: JSON costs up to 20 times that while it is read

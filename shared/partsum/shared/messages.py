@@ -80,6 +80,16 @@ class TaskSpec:
 
 
 @dataclass(frozen=True)
+class Regularisation:
+    """Random gates in training; see RegularisationConfig for each field's meaning."""
+
+    survival: float = 1.0
+    schedule: Literal["linear", "constant"] = "linear"
+    gates_on: float = 1.0
+    splits: int = 2
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """How an assignment is trained; see TrainingConfig for each field's meaning."""
 
@@ -97,6 +107,7 @@ class TrainSettings:
     proximal: float = 0.0
     encoding: Encoding = "float32"  # of updates on their way
     keep_moments: bool = False  # of this node's last update of the part, whatever the start
+    regularisation: Regularisation = Regularisation()
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterable, Mapping
-from typing import Literal, TypeVar
+from collections.abc import Iterable
 
 import xxhash
 
@@ -15,33 +13,28 @@ from partsum.shared import messages as m
 from partsum.shared.errors import WireError
 from partsum.shared.frames import Frame
 from partsum.shared.messages import Part
+from partsum.shared.wire_settings import (
+    ENCODING_NUMBERS,
+    known,
+)
+from partsum.shared.wire_settings import (
+    settings_from_wire as settings_from_wire,
+)
+from partsum.shared.wire_settings import (
+    settings_to_wire as settings_to_wire,
+)
 
 PROTOCOL = 2  # raised when old and new can no longer talk
 
-Name = TypeVar("Name", bound=str)
-
 _DIGEST = re.compile(r"[0-9a-f]{32}")
-_PRECISIONS: dict[Literal["float32", "bfloat16"], pb.Precision.ValueType] = {
-    "float32": pb.PRECISION_FLOAT32,
-    "bfloat16": pb.PRECISION_BFLOAT16,
-}
-_AGGREGATES: dict[Literal["weights", "gradients"], pb.Aggregate.ValueType] = {
-    "weights": pb.AGGREGATE_WEIGHTS,
-    "gradients": pb.AGGREGATE_GRADIENTS,
-}
-_ENCODINGS: dict[m.Encoding, pb.Encoding.ValueType] = {
-    "float32": pb.ENCODING_FLOAT32,
-    "bfloat16": pb.ENCODING_BFLOAT16,
-    "int8": pb.ENCODING_INT8,
-}
-ENCODINGS = tuple(_ENCODINGS.values())
+ENCODINGS = tuple(ENCODING_NUMBERS.values())
 """What a node of this version says it knows."""
 
 
 def known_encodings(numbers: Iterable[int]) -> set[m.Encoding]:
     """The encodings among those that a node says it knows; float32 is always one."""
     said = {*numbers, pb.ENCODING_FLOAT32}
-    return {name for name, number in _ENCODINGS.items() if number in said}
+    return {name for name, number in ENCODING_NUMBERS.items() if number in said}
 
 
 def blob_to_wire(blob: m.Blob) -> pb.Blob:
@@ -101,61 +94,6 @@ def _count_units(name: str, ranges: pb.UnitRanges) -> int:
             raise WireError(f"units [{start}, {end}) of width group {name!r} are out of order")
         last, total = end, total + end - start
     return total
-
-
-def settings_to_wire(settings: m.TrainSettings) -> pb.TrainSettings:
-    """TrainSettings as protobuf."""
-    return pb.TrainSettings(
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        width_lr_power=settings.width_lr_power,
-        weight_decay=settings.weight_decay,
-        beta1=settings.betas[0],
-        beta2=settings.betas[1],
-        gradient_clip=settings.gradient_clip,
-        warmup=settings.warmup,
-        precision=_PRECISIONS[settings.precision],
-        aggregate=_AGGREGATES[settings.aggregate],
-        deterministic=settings.deterministic,
-        carry_moments=settings.carry_moments,
-        proximal=settings.proximal,
-        keep_moments=settings.keep_moments,
-        encoding=_ENCODINGS[settings.encoding],
-    )
-
-
-def settings_from_wire(settings: pb.TrainSettings) -> m.TrainSettings:
-    """Raises WireError for a number that none of them can be, and an enum value of other versions.
-
-    As in the config, which has the finer bounds, nothing is negative, infinite or NaN.
-    """
-    largest = sys.float_info.max
-    return m.TrainSettings(
-        batch_size=limits.within(settings.batch_size, 1, limits.BATCH_SIZE, "batch_size"),
-        learning_rate=limits.within(settings.learning_rate, 0, largest, "learning_rate"),
-        width_lr_power=limits.within(settings.width_lr_power, 0, largest, "width_lr_power"),
-        weight_decay=limits.within(settings.weight_decay, 0, largest, "weight_decay"),
-        betas=(
-            limits.within(settings.beta1, 0, 1, "beta1"),
-            limits.within(settings.beta2, 0, 1, "beta2"),
-        ),
-        gradient_clip=limits.within(settings.gradient_clip, 0, largest, "gradient_clip"),
-        warmup=limits.within(settings.warmup, 0, 1, "warmup"),
-        precision=_known(_PRECISIONS, settings.precision, "precision"),
-        aggregate=_known(_AGGREGATES, settings.aggregate, "aggregate"),
-        deterministic=settings.deterministic,
-        carry_moments=settings.carry_moments,
-        proximal=limits.within(settings.proximal, 0, largest, "proximal"),
-        keep_moments=settings.keep_moments,
-        encoding=_known(_ENCODINGS, settings.encoding or pb.ENCODING_FLOAT32, "encoding"),
-    )
-
-
-def _known(table: Mapping[Name, int], value: int, what: str) -> Name:
-    for name, number in table.items():
-        if number == value:
-            return name
-    raise WireError(f"this version does not know {what} {value}; update the older side")
 
 
 def assignment_to_wire(assignment: m.Assignment) -> pb.Assignment:
@@ -230,7 +168,7 @@ def update_to_wire(update: m.Update) -> pb.Update:
         blob=blob_to_wire(update.blob),
         session=update.session,
         encoded=blob_to_wire(update.encoded) if update.encoded else None,
-        encoding=_ENCODINGS[update.encoding],
+        encoding=ENCODING_NUMBERS[update.encoding],
     )
 
 
@@ -252,7 +190,7 @@ def update_from_wire(update: pb.Update) -> m.Update:
         blob=blob_from_wire(update.blob),
         session=limits.short(update.session, "a session"),
         encoded=blob_from_wire(update.encoded) if update.HasField("encoded") else None,
-        encoding=_known(_ENCODINGS, update.encoding or pb.ENCODING_FLOAT32, "encoding"),
+        encoding=known(ENCODING_NUMBERS, update.encoding or pb.ENCODING_FLOAT32, "encoding"),
     )
 
 

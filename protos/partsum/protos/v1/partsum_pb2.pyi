@@ -562,6 +562,34 @@ class Masking(google.protobuf.message.Message):
 Global___Masking: typing_extensions.TypeAlias = Masking
 
 @typing.final
+class Regularisation(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SURVIVAL_FIELD_NUMBER: builtins.int
+    CONSTANT_FIELD_NUMBER: builtins.int
+    GATES_ON_FIELD_NUMBER: builtins.int
+    SPLITS_FIELD_NUMBER: builtins.int
+    survival: builtins.float
+    """of the deepest residual branch, in (0, 1]"""
+    constant: builtins.bool
+    """all branches survive alike; else the first ones longer"""
+    gates_on: builtins.float
+    """probability of each partial-sum gate, in [0, 1]"""
+    splits: builtins.int
+    """slices that these gates are between"""
+    def __init__(
+        self,
+        *,
+        survival: builtins.float = ...,
+        constant: builtins.bool = ...,
+        gates_on: builtins.float = ...,
+        splits: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["constant", b"constant", "gates_on", b"gates_on", "splits", b"splits", "survival", b"survival"]) -> None: ...
+
+Global___Regularisation: typing_extensions.TypeAlias = Regularisation
+
+@typing.final
 class TrainSettings(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -580,6 +608,7 @@ class TrainSettings(google.protobuf.message.Message):
     PROXIMAL_FIELD_NUMBER: builtins.int
     KEEP_MOMENTS_FIELD_NUMBER: builtins.int
     ENCODING_FIELD_NUMBER: builtins.int
+    REGULARISATION_FIELD_NUMBER: builtins.int
     batch_size: builtins.int
     learning_rate: builtins.float
     width_lr_power: builtins.float
@@ -599,6 +628,10 @@ class TrainSettings(google.protobuf.message.Message):
     """go on with the moments of this node's last update of the part"""
     encoding: Global___Encoding.ValueType
     """of the update on its way"""
+    @property
+    def regularisation(self) -> Global___Regularisation:
+        """absent: no gate is random"""
+
     def __init__(
         self,
         *,
@@ -617,8 +650,10 @@ class TrainSettings(google.protobuf.message.Message):
         proximal: builtins.float = ...,
         keep_moments: builtins.bool = ...,
         encoding: Global___Encoding.ValueType = ...,
+        regularisation: Global___Regularisation | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["aggregate", b"aggregate", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "carry_moments", b"carry_moments", "deterministic", b"deterministic", "encoding", b"encoding", "gradient_clip", b"gradient_clip", "keep_moments", b"keep_moments", "learning_rate", b"learning_rate", "precision", b"precision", "proximal", b"proximal", "warmup", b"warmup", "weight_decay", b"weight_decay", "width_lr_power", b"width_lr_power"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["regularisation", b"regularisation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["aggregate", b"aggregate", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "carry_moments", b"carry_moments", "deterministic", b"deterministic", "encoding", b"encoding", "gradient_clip", b"gradient_clip", "keep_moments", b"keep_moments", "learning_rate", b"learning_rate", "precision", b"precision", "proximal", b"proximal", "regularisation", b"regularisation", "warmup", b"warmup", "weight_decay", b"weight_decay", "width_lr_power", b"width_lr_power"]) -> None: ...
 
 Global___TrainSettings: typing_extensions.TypeAlias = TrainSettings
 

@@ -4,6 +4,7 @@ Each field is followed by what it does; docs/configuration.md is generated from 
 """
 
 from partsum.shared.config.outer import OuterConfig
+from partsum.shared.config.regularisation import RegularisationConfig
 from partsum.shared.config.relevance import RelevanceConfig
 from partsum.shared.config.run import RunConfig
 from partsum.shared.config.section import Section
@@ -30,6 +31,7 @@ __all__ = [
     "OuterConfig",
     "PartsConfig",
     "PrivacyConfig",
+    "RegularisationConfig",
     "RelevanceConfig",
     "RoundsConfig",
     "RunConfig",

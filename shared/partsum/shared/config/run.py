@@ -19,6 +19,7 @@ from partsum.shared.config.fit import (
     check_wire,
 )
 from partsum.shared.config.outer import OuterConfig
+from partsum.shared.config.regularisation import RegularisationConfig, check_regularisation
 from partsum.shared.config.relevance import RelevanceConfig
 from partsum.shared.config.section import Section
 from partsum.shared.config.start import StartConfig
@@ -57,6 +58,7 @@ class RunConfig(Section):
     structures: StructuresConfig = StructuresConfig()
     relevance: RelevanceConfig = RelevanceConfig()
     training: TrainingConfig = TrainingConfig()
+    regularisation: RegularisationConfig = RegularisationConfig()
     rounds: RoundsConfig = RoundsConfig()
     wire: WireConfig = WireConfig()
     merge: MergeConfig = MergeConfig()
@@ -83,6 +85,7 @@ class RunConfig(Section):
         check_secrecy(self.privacy, self.merge, self.parts, self.rounds)
         check_wire(self.wire, self.parts, self.privacy)
         check_ahead(self.training, self.parts, self.wire, self.deterministic)
+        check_regularisation(self.regularisation, self.gates, self.parts, self.structures)
         check_structures(self.gates, self.parts, self.start, self.wire, self.merge, self.privacy)
         check_study(self.parts, self.merge, self.outer, self.wire, self.privacy, self.handoff)
         return self

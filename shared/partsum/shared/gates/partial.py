@@ -127,10 +127,11 @@ def split_layers(model: nn.Module, widths: Widths, gates: Iterable[PartialGate])
             setattr(model.get_submodule(parent), leaf, split)
     for pair in layers.values():
         reader = model.get_submodule(pair.reader)
-        reader.register_forward_pre_hook(_sum_groups, prepend=True)
+        reader.register_forward_pre_hook(sum_groups, prepend=True)
 
 
-def _sum_groups(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def sum_groups(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A hook before the layer that reads: it adds what its groups went through apart."""
     return (inputs[0].sum(0), *inputs[1:])
 
 
@@ -155,7 +156,7 @@ class SplitLinear(nn.Module):
         self.transposed = output_dim(whole) == 1
         # In a tuple it is no submodule: its tensors have one name, and this module's are they.
         self._whole = (whole,)
-        self.groups = tuple(_groups(inputs_of(whole), splits, off))
+        self.groups = tuple(run_groups(inputs_of(whole), splits, off))
 
     def reset_parameters(self) -> None:
         """As the layer that it is made of."""
@@ -178,7 +179,7 @@ class SplitLinear(nn.Module):
         return torch.stack(sums)
 
 
-def _groups(inputs: int, splits: int, off: set[int]) -> Iterator[tuple[slice, float]]:
+def run_groups(inputs: int, splits: int, off: set[int]) -> Iterator[tuple[slice, float]]:
     """Runs of contiguous slices between the gates that are off, and their shares of the slices."""
     edges = [inputs * k // splits for k in range(splits + 1)]
     first = 0

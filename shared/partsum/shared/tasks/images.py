@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from partsum.shared.errors import DataError
+from partsum.shared.structural import with_structural_experts
 from partsum.shared.task import Task
 from partsum.shared.tasks.idx import find_idx, read_idx
 from partsum.shared.tasks.mlp import Mlp
@@ -50,11 +51,14 @@ def digits_vit(
     patch: int = 2,
     validation: int = 360,
     seed: int = 0,
+    experts: int = 0,
+    experts_per_token: int = 1,
 ) -> Task:
     """A small vision transformer on scikit-learn's digits; options as in `digits`, `image_vit`."""
 
     def model() -> nn.Module:
-        return Vit(_DIGITS_SIZE, patch, width, heads, layers, mlp_ratio * width, _CLASSES)
+        vit = Vit(_DIGITS_SIZE, patch, width, heads, layers, mlp_ratio * width, _CLASSES)
+        return with_structural_experts(vit, experts, experts_per_token) if experts else vit
 
     return _digits_task(model, validation, seed)
 
@@ -76,6 +80,8 @@ def image_vit(
     layers: int = 4,
     mlp_ratio: int = 4,
     patch: int = 4,
+    experts: int = 0,
+    experts_per_token: int = 1,
 ) -> Task:
     """A vision transformer on an image set in IDX form.
 
@@ -86,10 +92,14 @@ def image_vit(
         layers: blocks.
         mlp_ratio: each block's hidden axis is this many times the width.
         patch: side of the square patches; 4 makes 49 tokens of an image, 7 makes 16.
+        experts: structures of each block's MLP among which its router chooses, a power of two; 0
+            leaves the MLPs dense (docs/experts.md).
+        experts_per_token: how many of them each token takes.
     """
 
     def model() -> nn.Module:
-        return Vit(_IDX_SIZE, patch, width, heads, layers, mlp_ratio * width, _CLASSES)
+        vit = Vit(_IDX_SIZE, patch, width, heads, layers, mlp_ratio * width, _CLASSES)
+        return with_structural_experts(vit, experts, experts_per_token) if experts else vit
 
     return _idx_task(model, folder)
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from partsum.shared.errors import DataError
+from partsum.shared.structural import with_structural_experts
 from partsum.shared.task import Samples, Task
 from partsum.shared.tasks.transformer import CharGpt
 
@@ -61,6 +62,8 @@ def char_gpt(
     context: int = 128,
     validation: int = 512,
     alphabet: str = "",
+    experts: int = 0,
+    experts_per_token: int = 1,
 ) -> Task:
     """A character-level GPT; natural keys are the speakers.
 
@@ -73,6 +76,9 @@ def char_gpt(
         validation: how many samples of the held-out text to evaluate on; 0 takes all.
         alphabet: the characters there may be, by default those of the texts. Nodes that have no
             copy of the texts need it to build the model.
+        experts: structures of each block's MLP among which its router chooses, a power of two; 0
+            leaves the MLPs dense (docs/experts.md).
+        experts_per_token: how many of them each token takes.
     """
 
     def corpus() -> Corpus:
@@ -80,7 +86,8 @@ def char_gpt(
 
     def model() -> nn.Module:
         characters = len(set(alphabet)) or len(corpus().alphabet)
-        return CharGpt(characters, context, width, heads, layers)
+        gpt = CharGpt(characters, context, width, heads, layers)
+        return with_structural_experts(gpt, experts, experts_per_token) if experts else gpt
 
     def features(samples: Samples) -> np.ndarray:
         return word_features(cast(Windows, samples), corpus().alphabet)

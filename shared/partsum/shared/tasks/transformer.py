@@ -9,7 +9,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from partsum.shared.width import Axis, ScaledLinear, Widths
+from partsum.shared.structural import Router, structural_mlp
+from partsum.shared.structural.widths import REASON
+from partsum.shared.width import Axis, LeftOut, ScaledLinear, Widths
 
 
 class Attention(nn.Module):
@@ -47,12 +49,22 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.up = nn.Linear(width, hidden)
         self.down = ScaledLinear(hidden, width)
+        self.router: Router | None = None  # set by `with_structural_experts`
+
+    def mlp_inputs(self) -> int:
+        """How many numbers the MLP reads."""
+        return self.up.weight.shape[1]
 
     def forward(self, stream: Tensor) -> Tensor:
         """The stream with both branches added."""
         stream = stream + self.attention(self.norm1(stream))
-        branch: Tensor = self.down(functional.gelu(self.up(self.norm2(stream))))
-        return stream + branch
+        return stream + self._mlp(self.norm2(stream))
+
+    def _mlp(self, inputs: Tensor) -> Tensor:
+        if self.router is not None:
+            return structural_mlp(inputs, [self.up], functional.gelu, self.down, self.router)
+        found: Tensor = self.down(functional.gelu(self.up(inputs)))
+        return found
 
 
 class Transformer(nn.Module):
@@ -113,17 +125,27 @@ class Transformer(nn.Module):
         """The residual stream, and the heads and the MLP's hidden axis of every block."""
         width = self.positions.weight.shape[1]
         stream = Axis(self, "stream", width, "stream").made_by("embed").made_by("positions")
-        groups, scales = [], []
+        groups, scales, left_out = [], [], []
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             path = f"blocks.{index}"
             stream.normed_by(f"{path}.norm1").read_by(f"{path}.attention.qkv")
             stream.made_by(f"{path}.attention.out").normed_by(f"{path}.norm2")
             stream.read_by(f"{path}.up").made_by(f"{path}.down")
-            groups += [self._heads(block, path), self._hidden(block, path)]
-            scales += [f"{path}.attention.out.scale", f"{path}.down.scale"]
+            groups.append(self._heads(block, path))
+            scales.append(f"{path}.attention.out.scale")
+            if block.router is None:
+                groups.append(self._hidden(block, path))
+                scales.append(f"{path}.down.scale")
+            else:
+                names = ("up.weight", "up.bias", "down.weight", "router.weight")
+                left_out += [LeftOut(f"{path}.{name}", REASON) for name in names]
         stream.normed_by("norm").read_by("head")
-        return Widths((stream.done(), *(g.done() for g in groups)), ("head.weight",), tuple(scales))
+        hidden = [group.done() for group in groups]
+        if left_out:
+            refusal = f"{left_out[0].tensor} stays whole: {REASON}"
+            return Widths(tuple(hidden), (), tuple(scales), tuple(left_out), refusal)
+        return Widths((stream.done(), *hidden), ("head.weight",), tuple(scales))
 
     def _heads(self, block: Block, path: str) -> Axis:
         width = block.attention.out.weight.shape[1]
