@@ -2,9 +2,9 @@
 
 A **residual gate** adds a branch to the stream, or the branch is not there (ResIST, 2107.00961;
 stochastic depth, 1603.09382). A **partial-sum gate** is a ``+`` within one layer's product, taken
-before the activation or left to be taken after it (Additive_Ai's ``struct``). `find_structure`
-finds the first kind beside the width groups, and the second follows from these; a Part says which
-are off, and `cut_module` does what it says.
+before the activation or left to be taken after it. `find_structure` finds the first kind beside the
+width groups, and the second follows from these; a Part says which are off, and `cut_module` does
+what it says.
 """
 
 from partsum.shared.gates import rules as rules  # importing them registers them
