@@ -190,7 +190,7 @@ def once(experiment: str, bench: Bench, seed: int, widths: Sequence[int], quick:
     """One seed of one experiment."""
     match experiment:
         case "weights":
-            weights(bench, seed, *((1, 1) if quick else (10, 10)))
+            weights(bench, seed, *((1, 1) if quick else (10, 20)))
         case "units":
             units(bench, seed, *((0.5, 1) if quick else (2, 3)))
         case "rounds":
