@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -52,9 +52,18 @@ def certify_gates(base: Base, names: Collection[str], samples: Samples) -> None:
             )
 
 
-def check_regularisation(base: Base, wanted: RegularisationConfig) -> None:
-    """Raise PartsumError where the model has no gates that could be random as the config wants."""
+def check_regularisation(
+    base: Base, wanted: RegularisationConfig, slices: Sequence[Part] = ()
+) -> None:
+    """Raise PartsumError where the model, or a slice of it, has no gates to be random as wanted.
+
+    A slice may be too narrow for the splits of a layer.
+    """
     regularise(copy.deepcopy(base.shape), wanted)
+    if wanted == RegularisationConfig():
+        return
+    for part in slices:
+        regularise(cut_module(base.shape, base.widths, part), wanted)
 
 
 def _outputs(model: torch.nn.Module, inputs: Tensor, name: str) -> Tensor:
