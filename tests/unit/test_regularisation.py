@@ -264,5 +264,5 @@ def test_a_slice_that_is_too_narrow_for_the_splits_is_refused_before_a_node_join
     base = Base(dataclasses.replace(task, model=lambda: ResidualMlp(4, 8, 8, 2, 2)), CPU)
     wanted = RegularisationConfig(gates_on=0.5, splits=8)
     check_regularisation(base, wanted)
-    with pytest.raises(PartsumError, match="no layer whose sum over 8 slices"):
+    with pytest.raises(PartsumError, match="splits = 8, but no layer of a part"):
         check_regularisation(base, wanted, block_parts(base.widths, (0.5, 0.5)))
