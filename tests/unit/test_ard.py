@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -180,3 +181,13 @@ def test_training_is_left_when_asked_and_a_loss_that_is_no_number_is_told() -> N
     nn.init.constant_(model.get_parameter("0.bias"), float("nan"))
     with pytest.raises(PartsumError, match=r"loss is nan.*learning_rate"):
         train_whole(model, TASK, halves(), LESSON, None)
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 1, "epochs": 0.1}, {"epochs": 0.001}])
+def test_batches_of_one_sample_are_trained_on_where_there_are_no_others(
+    change: dict[str, Any],
+) -> None:
+    model = small()
+    before = [parameter.clone() for parameter in model.parameters()]
+    train_whole(model, TASK, halves(), replace(LESSON, warmup=0.0, **change), None)
+    assert not any(map(torch.equal, before, model.parameters()))

@@ -10,8 +10,12 @@ from tests.unit.test_structural import SETTINGS
 from tests.width_models import MODELS
 from torch import Tensor, nn
 
+from partsum.coordinator.base import Base
+from partsum.coordinator.gate_certificate import check_regularisation
 from partsum.coordinator.handoff import HandoffJob
 from partsum.coordinator.handoff_engine import build_model
+from partsum.coordinator.planner.complement import block_parts
+from partsum.node.model import build_part
 from partsum.node.trainer import Job, train
 from partsum.shared import wire
 from partsum.shared.config import (
@@ -217,3 +221,48 @@ def test_gates_that_a_search_decides_are_not_drawn() -> None:
         )
     with pytest.raises(ConfigError, match="splits = 3 means nothing"):
         parse_config("[regularisation]\nsplits = 3\n")
+
+
+CLOSED = {
+    "attention": ["blocks.0.attention"],
+    "mlp": ["blocks.1.mlp"],
+    "all": [f"blocks.{k}.{name}" for k in (0, 1) for name in ("attention", "mlp")],
+}
+
+
+@pytest.mark.parametrize("off", CLOSED.values(), ids=CLOSED)
+def test_what_is_left_of_a_structure_is_random_on_a_node_and_in_the_hand_off(
+    tmp_path: Path, off: list[str]
+) -> None:
+    both = RegularisationConfig(survival=0.5, gates_on=0.5)
+    part = build_part(vit, Part(gates=dict.fromkeys(off, False)), 0, None)
+    narrow = regularise(part.module, both, part.whole).train()
+    task = digits_vit(width=16, layers=2)
+    save_tensors(tmp_path / "base", task.model().state_dict())
+    job = HandoffJob(
+        task=TaskConfig(),
+        base=tmp_path / "base",
+        folder=tmp_path,
+        seed=0,
+        deterministic=True,
+        handoff=HandoffConfig(),
+        training=TrainingConfig(),
+        regularisation=both,
+        share=0.2,
+        norm_parts=[],
+        off=off,
+    )
+    for model in (narrow, build_model(job, task).train()):
+        torch.manual_seed(0)
+        inputs = images(16)
+        differs = not torch.equal(model(inputs), model(inputs))
+        assert differs == (len(off) == 1)
+
+
+def test_a_slice_that_is_too_narrow_for_the_splits_is_refused_before_a_node_joins() -> None:
+    task = digits_vit(width=16, layers=1)
+    base = Base(dataclasses.replace(task, model=lambda: ResidualMlp(4, 8, 8, 2, 2)), CPU)
+    wanted = RegularisationConfig(gates_on=0.5, splits=8)
+    check_regularisation(base, wanted)
+    with pytest.raises(PartsumError, match="splits = 8, but no layer of a part"):
+        check_regularisation(base, wanted, block_parts(base.widths, (0.5, 0.5)))

@@ -448,3 +448,14 @@ def test_the_certificate_refuses_gates_that_are_not_as_they_are_said_to_be() -> 
     lying = Base(replace(TASK, model=lambda: Lying(4, 8, 12, 3, 2)), CPU)
     with pytest.raises(WidthError, match="gate 'block'"):
         certify_gates(lying, ["block"], samples())
+
+
+def test_a_search_without_training_has_no_moments_that_could_travel() -> None:
+    with pytest.raises(ValueError, match="needs local_epochs above 0"):
+        PartsConfig(planner="structures", moments="travel", local_epochs=0)
+
+
+def test_more_gates_than_a_part_may_name_are_refused_before_a_node_is_told_of_them() -> None:
+    wide = replace(TASK, model=lambda: ResidualMlp(4, 2400, 8, 2, 2))
+    with pytest.raises(WidthError, match=r"4598 gates, .* at most 4096"):
+        searched_gates(config_of(gates="partial", splits=2300), Base(wide, CPU))

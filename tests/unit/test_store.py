@@ -171,6 +171,19 @@ def test_plans_go_with_their_bases_so_that_the_backup_stays_small(tmp_path: Path
         assert len(store.results()) == 5
 
 
+def test_facts_of_old_rounds_go_too_and_what_a_run_may_go_back_to_stays(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        for round in range(5):
+            store.open_round(replace(PLAN, round=round), at=1.0)
+            store.commit_round(round, RESULT, at=3.0, facts={"search": ["x"] * round})
+            store.tidy(3, set())
+        assert [round for round in range(5) if store.round_facts(round)] == [2, 3, 4]
+        store.roll_back(3, at=4.0, why="damaged")
+        assert store.fact("search") == ["x", "x"]
+        store.roll_back(0, at=5.0, why="damaged")
+        assert store.fact("search") is None
+
+
 def test_a_run_can_be_looked_at_while_and_after_a_coordinator_has_it(tmp_path: Path) -> None:
     folder = tmp_path / "run-1"
     with closing(Store(folder)) as store:

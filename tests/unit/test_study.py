@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import count
@@ -29,7 +30,7 @@ from partsum.coordinator.study_command import rows_of
 from partsum.coordinator.terms import assignment, round_settings
 from partsum.node.trainer import Job, train
 from partsum.shared.config import parse_config
-from partsum.shared.errors import ConfigError, StateError, WidthError
+from partsum.shared.errors import ConfigError, StateError, UpdateRefusedError, WidthError
 from partsum.shared.part import WHOLE, cut_tensors
 from partsum.shared.task import num_samples
 from partsum.shared.tensors import load_tensors, save_tensors
@@ -196,6 +197,22 @@ def test_a_model_that_failed_everywhere_is_a_row_without_figures(tmp_path: Path)
     assert len(failed) == 1
     assert failed[0].parameters > 0
     assert (failed[0].model, failed[0].train_seconds) == ("", None)
+
+
+def test_a_model_that_cannot_be_evaluated_is_refused_so_that_its_node_does_not_send_it_for_ever(
+    tmp_path: Path,
+) -> None:
+    with opened(tmp_path, starts='"scratch"') as run:
+        plan, _ = open_next(run)
+        deliver(run, plan, 0)
+        path = run.workshop.update_path(plan.round, 0)
+
+        def refuse(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            raise ValueError("only one class is there")
+
+        run.base.task = dataclasses.replace(run.task, metrics={"roc": refuse})
+        with pytest.raises(UpdateRefusedError, match="ValueError: only one class is there"):
+            run.workshop.check_update(path, plan, 0)
 
 
 def test_a_part_that_failed_on_every_node_is_left_out_and_the_rest_goes_on() -> None:

@@ -39,8 +39,8 @@ def show_plan(path: Path, as_json: bool) -> int:
     train = load_samples(task.train, "training")
     validation = load_samples(task.validation, "validation")
     base = Base(task, torch.device("cpu"))
-    check_regularisation(base, config.regularisation)
     if config.parts.is_search:
+        check_regularisation(base, config.regularisation)
         return show_search_plan(config, base, task, train, validation, as_json)
     given, off = config.parts.fractions, config.gates.off
     fractions = given if isinstance(given, list) else equal_fractions(config.parts.count)
@@ -48,6 +48,7 @@ def show_plan(path: Path, as_json: bool) -> int:
     alike = Ranking({}, config.relevance.shared)  # nobody knows yet which units are strong
     parts = plan_parts(config.parts, base.widths, fractions, config.seed, 0, alike, off)
     slices = plan_slices(config.parts, base.widths, fractions, config.seed, alike)
+    check_regularisation(base, config.regularisation, slices)
     if config.start.models:
         Start(config, base, given_models(config, path)).check()
     certify(base, slices, config.parts.is_block or config.parts.is_copies, validation)

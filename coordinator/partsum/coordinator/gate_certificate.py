@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from partsum.coordinator.base import Base
 from partsum.coordinator.invariants import assert_same, noisy_model
 from partsum.shared.config import RegularisationConfig
 from partsum.shared.errors import WidthError
-from partsum.shared.gates import Gate, check_gates
+from partsum.shared.gates import Gate, check_gates, partial_gates
 from partsum.shared.messages import Part
 from partsum.shared.part import cut_module
 from partsum.shared.regularisation import regularise
@@ -52,9 +52,24 @@ def certify_gates(base: Base, names: Collection[str], samples: Samples) -> None:
             )
 
 
-def check_regularisation(base: Base, wanted: RegularisationConfig) -> None:
-    """Raise PartsumError where the model has no gates that could be random as the config wants."""
+def check_regularisation(
+    base: Base, wanted: RegularisationConfig, slices: Sequence[Part] = ()
+) -> None:
+    """Raise PartsumError where the model, or a slice of it, has no gates to be random as wanted.
+
+    A slice may be too narrow for the splits of a layer.
+    """
     regularise(copy.deepcopy(base.shape), wanted)
+    if wanted.gates_on == 1:
+        return
+    for part in slices:
+        narrow = cut_module(base.shape, base.widths, part)
+        if not partial_gates(narrow, base.widths, wanted.splits):
+            raise WidthError(
+                f"regularisation.splits = {wanted.splits}, but no layer of a part reads so many "
+                "inputs: its sums cannot be taken in random groups. Lower splits or parts.count, "
+                "or remove gates_on"
+            )
 
 
 def _outputs(model: torch.nn.Module, inputs: Tensor, name: str) -> Tensor:

@@ -73,12 +73,12 @@ def build_model(job: HandoffJob, task: Task) -> nn.Module:
     """
     model = task.model()
     model.load_state_dict(load_tensors(job.base), strict=True)
-    if job.norm_parts or job.off:
-        widths = find_structure(model)
+    widths = find_structure(model) if job.norm_parts or job.off else None
+    if widths is not None:
         parts = [Part({name: tuple(u) for name, u in part.items()}) for part in job.norm_parts]
         group_norms(model, widths, parts)
         close_gates(model, widths, job.off)
-    return regularise(model, job.regularisation)
+    return regularise(model, job.regularisation, widths)
 
 
 def start_engine(model: nn.Module, settings: DeepSpeedSettings, place: Place) -> Engine:

@@ -122,14 +122,17 @@ class Run:
             self.loss, self.accuracy = result.loss, result.accuracy
         self.board = self.workshop.board()
         if not self.config.parts.rounds:
+            certify_gates(self.base, self.config.gates.off, self.validation)
+            check_regularisation(self.base, self.config.regularisation)
             return
         self.workshop.aggregator.prepare()
         if self._workplan is None:  # else it was certified, and neither task nor data has changed
             trial = make_workplan(self.config, self.base, self.train, {})
             cutter = self.workshop.cutter
-            certify(self.base, cutter.slices(trial), cutter.cuts_all, self.validation)
+            slices = cutter.slices(trial)
+            certify(self.base, slices, cutter.cuts_all, self.validation)
             certify_gates(self.base, used_gates(self.config, self.base), self.validation)
-            check_regularisation(self.base, self.config.regularisation)
+            check_regularisation(self.base, self.config.regularisation, slices)
         recovery.recover_clusters(self.workshop.cutter.make_clusters)
 
     # -- rounds -----------------------------------------------------------------------------------

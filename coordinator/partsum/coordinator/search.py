@@ -31,6 +31,7 @@ from partsum.coordinator.store import Store
 from partsum.shared.config import RunConfig
 from partsum.shared.errors import WidthError
 from partsum.shared.gates import partial_gates
+from partsum.shared.limits import GATES
 from partsum.shared.messages import Blob
 from partsum.shared.part import Part, cut_tensors
 from partsum.shared.tensors import load_tensors
@@ -39,7 +40,10 @@ _BOARD = TypeAdapter(Leaderboard)
 
 
 def searched_gates(config: RunConfig, base: Base) -> tuple[str, ...]:
-    """The names of the gates that the config searches over. Raises WidthError: there are none."""
+    """The names of the gates that the config searches over.
+
+    Raises WidthError: there are none, or too many.
+    """
     asked, names = config.structures, []
     if asked.gates != "partial":
         names += [gate.name for gate in base.widths.gates]
@@ -49,6 +53,11 @@ def searched_gates(config: RunConfig, base: Base) -> tuple[str, ...]:
         raise WidthError(
             f'structures.gates = "{asked.gates}", but no rule finds such gates in this model; let '
             "the model say them (docs/structures.md)"
+        )
+    if len(names) > GATES:
+        raise WidthError(
+            f"the search has {len(names)} gates, and a part may name at most {GATES}; lower "
+            "structures.splits, or search over fewer kinds"
         )
     return tuple(names)
 

@@ -269,7 +269,8 @@ class Store:
     def tidy(self, keep_bases: int, keep_parts: set[Path]) -> None:
         """Remove bases beyond the newest ``keep_bases``, other parts, and the whole spool.
 
-        Plans go with the bases: they are what makes a journal large, and slow to back up.
+        Plans go with the bases, and the facts of their rounds, such as a search's leaderboard: they
+        are what makes a journal large, and slow to back up.
         """
         bases, gone = self.folder / "bases", list((self.folder / "spool").iterdir())
         if keep_bases:
@@ -277,7 +278,7 @@ class Store:
                 gone += sorted(bases.glob(kind))[:-keep_bases]
             with self._transaction() as db:
                 db.execute(
-                    "UPDATE rounds SET plan = '' WHERE plan <> '' AND "
+                    "UPDATE rounds SET plan = '', facts = NULL WHERE plan <> '' AND "
                     "round <= (SELECT max(round) FROM rounds) - ?",
                     (keep_bases,),
                 )

@@ -24,11 +24,12 @@ class PartModel:
     """A part's module, and how narrow its tensors are.
 
     ``shares`` names the tensors that are cut on two or more dimensions, with the geometric mean of
-    the kept shares of those dimensions, in (0, 1].
+    the kept shares of those dimensions, in (0, 1]. ``whole`` is the base's structure.
     """
 
     module: nn.Module
     shares: dict[str, float]
+    whole: Widths
 
 
 def build_part(
@@ -60,7 +61,7 @@ def build_part(
         narrow = fresh_module(cut_module(base, widths, part), seed)
     if start is not None:
         _load(narrow, start)
-    return PartModel(narrow, _shares(base, widths, part))
+    return PartModel(narrow, _shares(base, widths, part), widths)
 
 
 def _check_fits(part: Part, base: nn.Module, widths: Widths) -> None:

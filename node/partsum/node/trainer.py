@@ -139,7 +139,7 @@ class Training:
         if a.num_samples and not len(job.cluster):
             raise PartsumError(f"the cluster of assignment {a.id} has no samples to train on")
         model = build_part(task.model, a.part, a.seed, job.start)
-        regularise(model.module, a.settings.regularisation)
+        regularise(model.module, a.settings.regularisation, model.whole)
         model.module.to(job.device).train()
         optimizer = make_optimizer(model, a.settings, job.device)
         if a.settings.aggregate == "weights":

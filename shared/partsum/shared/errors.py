@@ -57,7 +57,7 @@ class UpdateRefusedError(PartsumError):
     """An update that must not be merged.
 
     ``kind`` is the metric label: shape, dtype, missing, extra, damaged, not_finite, base,
-    samples, size, norm, encoding.
+    samples, size, norm, encoding, not_evaluated.
     """
 
     def __init__(self, kind: str, message: str) -> None:

@@ -75,8 +75,8 @@ def train_whole(
                 raise LeftError("the training of the whole model was left before its end")
             progress = done / wanted
             done += len(indices)
-            if len(indices) == 1 and total > 1:
-                continue  # batch norm refuses a batch of one
+            if len(indices) == 1 < min(done, lesson.batch_size):
+                continue  # what is left over: batch norm refuses a batch of one
             loss = _forward(model, task, gather(samples, indices), lesson.precision, device)
             weight = min(1.0, progress / lesson.kl_warmup) if lesson.kl_warmup else 1.0
             bound = loss if ard is None else loss + weight / total * ard.divergence()

@@ -27,7 +27,7 @@ from partsum.coordinator.study.cutter import StudyCutter
 from partsum.coordinator.study.results import Row, in_order, to_json
 from partsum.coordinator.workshop import Workshop, finite
 from partsum.shared.config import RunConfig
-from partsum.shared.errors import ConfigError, WireError
+from partsum.shared.errors import ConfigError, PartsumError, UpdateRefusedError, WireError
 from partsum.shared.files import file_digest
 from partsum.shared.messages import Update
 from partsum.shared.part import WHOLE, Part
@@ -65,8 +65,14 @@ class StudyWorkshop(Workshop):
     def check_update(self, path: Path, plan: RoundPlan, part: int) -> Change:
         """How far it lies from its start, once it is evaluated. Raises UpdateRefusedError."""
         change = super().check_update(path, plan, part)
-        self._scores(plan.parts[part].part, path)
-        self._cut_accuracy(plan, part)
+        try:
+            self._scores(plan.parts[part].part, path)
+            self._cut_accuracy(plan, part)
+        except (PartsumError, OSError):
+            raise
+        except Exception as error:  # the task's code; without an answer the node would send again
+            words = f"the model cannot be evaluated: {type(error).__name__}: {error}"
+            raise UpdateRefusedError("not_evaluated", words) from error
         return change
 
     def merge_round(

@@ -102,6 +102,11 @@ class PartsConfig(Section):
                 "part is cut anew from the merged base each round, and its moments would be of "
                 "other weights"
             )
+        if self.moments == "travel" and self.is_search and not self.local_epochs:
+            raise ValueError(
+                'moments = "travel" needs local_epochs above 0 with planner = "structures": a '
+                "structure that nobody trains has no moments"
+            )
         return self
 
     @property

@@ -14,7 +14,9 @@ from partsum.shared.width import Widths, find_widths
 from partsum.shared.width.layers import inputs_of
 
 
-def with_random_grouping(model: nn.Module, on: float, splits: int) -> nn.Module:
+def with_random_grouping(
+    model: nn.Module, on: float, splits: int, whole: Widths | None = None
+) -> nn.Module:
     """Let each partial-sum gate be on with a probability, anew at each step; in place, returned.
 
     Every layer that makes a width group out of one input is split into ``splits`` slices, whose
@@ -23,6 +25,8 @@ def with_random_grouping(model: nn.Module, on: float, splits: int) -> nn.Module:
     activation lies between; docs/experts.md says how far off it is. Names and parameters stay.
 
     Random numbers come from torch's generator on the CPU, in the order of the width groups.
+    ``whole`` is what `find_structure` says of the model that this one is a part of; the part may
+    lack all such layers.
 
     Raises:
         ValueError: ``on`` is no probability, or ``splits`` is below 2.
@@ -32,10 +36,10 @@ def with_random_grouping(model: nn.Module, on: float, splits: int) -> nn.Module:
         raise ValueError(f"on = {on:g} must be in [0, 1], and splits = {splits} at least 2")
     wide = [
         layers
-        for layers in splittable_groups(model, _widths(model)).values()
+        for layers in splittable_groups(model, whole or _widths(model)).values()
         if inputs_of(model.get_submodule(layers.makers[0])) >= splits
     ]
-    if not wide:
+    if not wide and whole is None:
         raise PartsumError(
             f"{type(model).__name__} has no layer whose sum over {splits} slices could be taken in "
             "groups: there is no width group between two linear layers alone (docs/structures.md). "
