@@ -44,6 +44,8 @@ def test_a_run_from_parts_to_hand_off_leaves_everything_a_user_needs(make_cluste
     assert cluster.wait("coordinator") == 0
     assert cluster.wait("a") == 0
     assert cluster.wait("b") == 0
+    assert "base 2: loss " in cluster.log("coordinator")
+    assert "the final model: loss " in cluster.log("coordinator")
     summary: Any = cluster.summary()
     assert summary["state"] == "finished"
     assert [phase["name"] for phase in summary["phases"]] == ["parts", "handoff"]

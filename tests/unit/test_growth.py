@@ -191,6 +191,17 @@ def test_fused_models_compute_their_weighted_mean(
     assert "but for" not in grown(tmp_path, make, whole, models, config)[3]
 
 
+@pytest.mark.parametrize(
+    ("start", "mean"), [({}, "their mean"), ({"weights": [1.0, 3.0]}, "their weighted mean")]
+)
+def test_a_mean_is_called_weighted_where_somebody_gave_weights(
+    tmp_path: Path, start: dict[str, Any], mean: str
+) -> None:
+    models = [trained(mlp, (6, 4), seed) for seed in range(2)]
+    said = grown(tmp_path, mlp, (12, 8), models, config_of(models=2, **start))[3]
+    assert mean in said
+
+
 def test_one_model_as_wide_as_the_base_is_simply_taken(tmp_path: Path) -> None:
     model = trained(vit, (2, 6), 0)
     for grow in ("fuse", "widen"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from partsum.coordinator.dry_run import show_plan
+from partsum.coordinator.local import cast_text
 from partsum.coordinator.study.config import study_run
 from partsum.coordinator.study_command import Follower, StudyOptions, run_study
 from partsum.shared.config import StudyConfig, parse_config
@@ -80,3 +81,9 @@ def test_partsum_plan_says_where_a_study_shows_its_cost(tmp_path: Path) -> None:
     path.write_text(study_run(parse_config(TINY), path))
     with pytest.raises(ConfigError, match="partsum study --dry-run"):
         show_plan(path, as_json=False)
+
+
+def test_what_is_started_is_said_in_the_right_number() -> None:
+    assert cast_text(0) == "a coordinator"
+    assert cast_text(1) == "a coordinator and 1 node process"
+    assert cast_text(2) == "a coordinator and 2 node processes"

@@ -215,7 +215,7 @@ class CoordinatorDaemon:
         if (spent := self.run.epsilon()) is not None:
             log.info("privacy: epsilon %.3g at delta %g", spent, self.run.config.privacy.delta)
             self.metrics.epsilon.set(spent)
-        self._show_scores(result.loss, result.accuracy)
+        self._show_scores(f"base {self.run.next_round}", result.loss, result.accuracy)
         for stage, seconds in result.stage_seconds.items():
             self.metrics.stage_seconds.labels(stage).observe(seconds)
         self.metrics.merge_seconds.set(result.stage_seconds.get("merge", 0.0))
@@ -227,14 +227,14 @@ class CoordinatorDaemon:
     async def _hand_off(self) -> None:
         begin_handoff(self.run, self.desk.registry.totals())
         await hand_over(self.run, self._show_handoff)
-        self._show_scores(self.run.loss, self.run.accuracy)
+        self._show_scores("the final model", self.run.loss, self.run.accuracy)
         self._decide(e.HandoffDone())
 
-    def _show_scores(self, loss: float | None, accuracy: float | None) -> None:
+    def _show_scores(self, of: str, loss: float | None, accuracy: float | None) -> None:
         if loss is None:
             return
         shown = float("nan") if accuracy is None else accuracy
-        log.info("base %d: loss %.4f, accuracy %.4f", self.run.next_round, loss, shown)
+        log.info("%s: loss %.4f, accuracy %.4f", of, loss, shown)
         self.metrics.loss.set(loss)
         self.metrics.accuracy.set(shown)
 

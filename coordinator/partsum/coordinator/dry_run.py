@@ -14,7 +14,7 @@ from rich.table import Table
 from partsum.coordinator.advice import advise
 from partsum.coordinator.base import Base
 from partsum.coordinator.cost import Cost, part_cost, parts_share
-from partsum.coordinator.figures import bytes_text, count_text, names_text
+from partsum.coordinator.figures import bytes_text, count_text, gflop_text, names_text
 from partsum.coordinator.folder import given_models
 from partsum.coordinator.gate_certificate import certify_gates, check_regularisation
 from partsum.coordinator.growth.start import Start
@@ -161,7 +161,7 @@ def _print(
             str(k),
             f"{row['fraction']:.0%}",
             count_text(row["parameters"]),
-            f"{row['flops'] / 1e9:,.0f}",
+            gflop_text(row["flops"]),
             bytes_text(row["bytes_down_per_round"]),
             bytes_text(row["bytes_up_per_round"]),
             bytes_text(row["memory_bytes"]),
@@ -172,7 +172,7 @@ def _print(
         "base",
         "100%",
         count_text(whole.parameters),
-        f"{flops / 1e9:,.0f}",
+        gflop_text(flops),
         "",
         "",
         bytes_text(whole.memory_bytes),

@@ -64,6 +64,14 @@ def rate_text(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 9.95 else f"{value:.1f}"
 
 
+def gflop_text(flops: float) -> str:
+    """Floating-point operations in units of 1e9, as a bare number: 0.0034, 1.5, 12,345."""
+    value = flops / 1e9
+    if 0 < value < 0.001:
+        return "<0.001"
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:.2g}"
+
+
 def count_text(value: int) -> str:
     """A whole number with its thousands apart."""
     return f"{value:,}"

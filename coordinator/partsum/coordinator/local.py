@@ -78,8 +78,7 @@ class LocalRun:
             await self._end()
 
     async def _serve(self) -> Ended:
-        nodes = f" and {self._nodes} node processes" if self._nodes else ""
-        self._console.print(f"Starting a coordinator{nodes}; logs are in {self._logs}")
+        self._console.print(f"Starting {cast_text(self._nodes)}; logs are in {self._logs}")
         found = None if self._new else unfinished_run(load_config(self._config))
         if found is not None:
             self._console.print(f"resuming the unfinished run {found} (--new starts another)")
@@ -145,6 +144,13 @@ class LocalRun:
             await _leave(process, _COORDINATOR_SECONDS)
         await asyncio.gather(*(_leave(node, _NODE_SECONDS) for node in self._processes[1:]))
         self._processes.clear()
+
+
+def cast_text(nodes: int) -> str:
+    """Who is started: a coordinator, and so many node processes."""
+    if not nodes:
+        return "a coordinator"
+    return f"a coordinator and {nodes} node {'process' if nodes == 1 else 'processes'}"
 
 
 async def _leave(process: asyncio.subprocess.Process, seconds: float) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from partsum.coordinator.advice import advise
 from partsum.coordinator.base import Base
 from partsum.coordinator.cost import Cost, part_cost
-from partsum.coordinator.figures import bytes_text, count_text
+from partsum.coordinator.figures import bytes_text, count_text, gflop_text
 from partsum.coordinator.gate_certificate import certify_gates
 from partsum.coordinator.planner.structures import first_rung, gates_of
 from partsum.coordinator.search import rung_sizes, searched_gates
@@ -87,7 +87,7 @@ def _print(
         table.add_row(
             bits,
             count_text(cost.parameters),
-            f"{samples * cost.flops_per_sample / 1e9:,.1f}",
+            gflop_text(samples * cost.flops_per_sample),
             bytes_text(cost.state_bytes),
             bytes_text(cost.memory_bytes),
         )
@@ -95,7 +95,7 @@ def _print(
     for sentence in advise(config):
         console.print(f"warning: {sentence}", style="yellow")
     console.print(
-        f"about {flops / 1e9:,.0f} GFLOP in all, {flops / 1e9 / config.parts.count:,.0f} for each "
-        f"of {config.parts.count} nodes; FLOPs, memory and bytes are estimates",
+        f"about {gflop_text(flops)} GFLOP in all, {gflop_text(flops / config.parts.count)} for "
+        f"each of {config.parts.count} nodes; FLOPs, memory and bytes are estimates",
         style="dim",
     )

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from partsum.coordinator.base import Base
-from partsum.coordinator.figures import bytes_text, count_text, seconds_text
+from partsum.coordinator.figures import bytes_text, count_text, gflop_text, seconds_text
 from partsum.coordinator.planner.sweep import cells
 from partsum.coordinator.study.estimate import Estimate, estimates, kinds, makespan
 from partsum.coordinator.study.table import NAMES
@@ -49,7 +49,7 @@ def show_study_plan(
     seconds = sum(cost.seconds for cost in [*bases, *each])
     span = makespan([b.seconds for b in bases], nodes) + makespan([c.seconds for c in each], nodes)
     console.print(
-        f"in all {flops / 1e9:,.0f} GFLOP and {seconds_text(seconds)} of one such thread; with "
+        f"in all {gflop_text(flops)} GFLOP and {seconds_text(seconds)} of one such thread; with "
         f"{nodes} {'node' if nodes == 1 else 'nodes'} about {seconds_text(span)}"
     )
     console.print(

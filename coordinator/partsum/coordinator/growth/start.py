@@ -152,7 +152,8 @@ class Start:
         with torch.no_grad():
             found = self.base.model(grown, slices)(inputs)
         error, largest = (float(t.abs().max()) for t in (found - expected, expected))
-        what = "their weighted mean" if shares else "what it computes"
+        mean = "their weighted mean" if self.config.start.weights else "their mean"
+        what = mean if shares else "what it computes"
         how = f"fused from {len(models)} models" if shares else f"widened from {models[0].name}"
         said = f"base 0 is {how}; on a probe batch its outputs, up to {largest:.3g}, are {what}"
         if error <= TOLERANCE * max(1.0, largest):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from partsum.coordinator.cost import Cost
+from partsum.coordinator.figures import gflop_text
 from partsum.shared.config import RunConfig
 
 _ARD_PASSES = 2.0  # the variances' product comes beside that of the means
@@ -24,7 +25,7 @@ def ranking_sentences(config: RunConfig, whole: Cost, samples: int) -> list[str]
     epochs = f"{relevance.epochs:g} epoch{'' if relevance.epochs == 1 else 's'}"
     trained = f"before round 1 the coordinator trains the base for {epochs}"
     trained += " with ARD" if relevance.score == "ard" else ""
-    trained += f" ({ranking_flops(config, whole, samples) / 1e9:,.0f} GFLOP)"
+    trained += f" ({gflop_text(ranking_flops(config, whole, samples))} GFLOP)"
     again = f", and again before every {relevance.every}. round" if relevance.every else ""
     held = (
         f"every part holds the strongest {relevance.shared:.0%} of each hidden group's units, and "
