@@ -59,7 +59,11 @@ class Wild:
     def _fill_map(self, target: Any, field: Any, depth: int) -> None:
         entry = field.message_type.fields_by_name
         for _ in range(self.rng.choice([0, 1, 3, 50])):
-            target[self._value(entry["key"], depth)].CopyFrom(self._value(entry["value"], depth))
+            key, value = (self._value(entry[name], depth) for name in ("key", "value"))
+            if entry["value"].message_type is not None:
+                target[key].CopyFrom(value)
+            else:
+                target[key] = value
 
     def _value(self, field: Any, depth: int) -> Any:
         if field.message_type is not None:
