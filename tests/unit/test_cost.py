@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from partsum.coordinator.base import meta_model
+from partsum.coordinator.base import Base, meta_model
 from partsum.coordinator.cost import Cost, part_cost, parts_share
+from partsum.coordinator.invariants import certify
+from partsum.shared.errors import TaskError
 from partsum.shared.part import WHOLE, Part
 from partsum.shared.task import Task
 from partsum.shared.width import find_widths
@@ -71,3 +73,14 @@ def test_the_hand_off_starts_where_the_parts_flops_end() -> None:
     assert parts_share(1.0, 4.0, 0, 100.0, 4) == 0.0
     assert parts_share(1.0, 4.0, 100, 0.0, 4) == 1.0
     assert parts_share(0.0, 0.0, 0, 0.0, 0) == pytest.approx(0.0)
+
+
+def test_a_model_that_does_not_take_its_data_is_said_to_be_so_and_no_traceback() -> None:
+    rows = TensorDataset(torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64))
+    task = Task(chain, lambda: rows, lambda: rows, nn.functional.cross_entropy)
+    shape = meta_model(task)
+    words = r"model or loss fails on its first sample, inputs of shape \(1, 5\)"
+    with pytest.raises(TaskError, match=words):
+        part_cost(shape, find_widths(shape), WHOLE, task, rows, 16)
+    with pytest.raises(TaskError, match=r"fails on its own data, inputs of shape \(4, 5\)"):
+        certify(Base(task, torch.device("cpu")), [WHOLE], True, rows)

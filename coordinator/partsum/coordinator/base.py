@@ -155,6 +155,24 @@ class Base:
         skipped = load_tensors(path) if off else {}
         return save_tensors(path, skipped | {n: t.cpu() for n, t in model.state_dict().items()})
 
+    def check(self, samples: Samples) -> None:
+        """Raise TaskError unless the model takes the samples and returns a tensor."""
+        inputs, _ = self.probe(samples)
+        try:
+            with torch.no_grad():
+                outputs = self._built([]).eval()(inputs)
+        except Exception as error:  # it is the user's code
+            raise TaskError(
+                f"the task's model fails on its own data, inputs of shape {tuple(inputs.shape)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(outputs, Tensor):
+            raise TaskError(
+                f"the task's model returns {type(outputs).__name__}, and must return a tensor: "
+                "wrap it in a module that picks one, as docs/tutorial.md, section 6, does with "
+                "logits"
+            )
+
     def probe(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """A few samples, always the same, on the device."""
         inputs, targets = gather(samples, torch.arange(min(_PROBE_SAMPLES, num_samples(samples))))

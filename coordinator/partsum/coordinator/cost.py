@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from partsum.shared.errors import TaskError
 from partsum.shared.part import Part, cut_module, emptied
 from partsum.shared.task import Samples, Task, gather
 from partsum.shared.width import Widths
@@ -48,17 +49,19 @@ def part_size(shape: nn.Module, widths: Widths, part: Part) -> Size:
 def part_cost(
     shape: nn.Module, widths: Widths, part: Part, task: Task, samples: Samples, batch_size: int
 ) -> Cost:
-    """The cost of a part of a model on the meta device, for batches like the data set's."""
+    """The cost of a part of a model on the meta device, for batches like the data set's.
+
+    Raises TaskError where the model does not take the samples, or the loss what comes out.
+    """
     model, size = cut_module(shape, widths, part), part_size(shape, widths, part)
     inputs, targets = gather(samples, torch.zeros(1, dtype=torch.int64))
     try:
         flops, kept = _step(model, task, _like(inputs, batch_size), _like(targets, batch_size))
-    except (NotImplementedError, RuntimeError):  # not all operations know shapes without values
-        model = emptied(model, "cpu")
-        with torch.no_grad():
-            for tensor in (*model.parameters(), *model.buffers()):
-                tensor.zero_()
-        flops, kept = (batch_size * count for count in _step(model, task, inputs, targets))
+    except (
+        Exception
+    ):  # it depends on values, as experts' routing does, or is wrong: these will tell
+        counted = _step_with_values(emptied(model, "cpu"), task, inputs, targets)
+        flops, kept = (batch_size * count for count in counted)
     trained = sum(p.numel() * p.element_size() for p in model.parameters())
     return Cost(
         parameters=size.parameters,
@@ -70,6 +73,23 @@ def part_cost(
 
 def _like(sample: Tensor, batch_size: int) -> Tensor:
     return torch.empty((batch_size, *sample.shape[1:]), dtype=sample.dtype, device="meta")
+
+
+def _step_with_values(
+    model: nn.Module, task: Task, inputs: Tensor, targets: Tensor
+) -> tuple[int, int]:
+    """The same of one sample on the CPU, all weights being zero."""
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.zero_()
+    try:
+        return _step(model, task, inputs, targets)
+    except Exception as error:  # it is the user's code
+        raise TaskError(
+            f"the task's model or loss fails on its first sample, inputs of shape "
+            f"{tuple(inputs.shape)} and targets of shape {tuple(targets.shape)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _step(model: nn.Module, task: Task, inputs: Tensor, targets: Tensor) -> tuple[int, int]:

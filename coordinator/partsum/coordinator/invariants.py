@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from partsum.coordinator.base import Base, seeded_model
 from partsum.coordinator.merge import BLOCK, Contribution, Tensors, merge_state
 from partsum.coordinator.norms import group_norms
-from partsum.shared.errors import TaskError, WidthError
+from partsum.shared.errors import WidthError
 from partsum.shared.part import Part, cut_module, cut_tensors, index_map, region
 from partsum.shared.task import Samples, Task
 from partsum.shared.width import Widths
@@ -96,8 +96,9 @@ def certify(base: Base, parts: Sequence[Part], block: bool, samples: Samples) ->
     The certificate catches every silent error of a width rule: a head count that was not mended, a
     slot that was forgotten, a norm over the wrong slice. In mode block parts with weights that
     nobody chose are merged too, which catches a readout that is none. Gates have a certificate of
-    their own (`certify_gates`).
+    their own (`certify_gates`). Raises TaskError where the whole model does not run either.
     """
+    base.check(samples)
     parts = [Part(part.units) for part in parts]
     if not any(part.units for part in parts):
         return
@@ -164,11 +165,6 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
             "a cut model does not run: the model's width_groups(), or what a rule found of them, "
             f"forget a tensor or an attribute that counts units ({type(error).__name__}: {error})"
         ) from error
-    if not isinstance(outputs, Tensor):
-        raise TaskError(
-            f"the task's model returns {type(outputs).__name__}, and must return a tensor: wrap it "
-            "in a module that picks one, as docs/tutorial.md, section 6, does with logits"
-        )
     return outputs
 
 
