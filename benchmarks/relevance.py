@@ -32,11 +32,12 @@ from benchmarks.robust.attacks import Attack
 from benchmarks.robust.cluster import play
 
 from partsum.coordinator.base import seeded_model
-from partsum.coordinator.planner.selection import Selection, select_units
+from partsum.coordinator.planner.selection import select_units
 from partsum.coordinator.relevance.ard import THRESHOLD, mask_weights, with_ard, without_ard
 from partsum.coordinator.relevance.probing import activation_scores, taylor_scores
 from partsum.coordinator.relevance.scores import ard_scores, magnitude_scores
 from partsum.coordinator.relevance.training import Lesson, train_whole
+from partsum.shared.config.study import Selection
 from partsum.shared.part import cut_module, fresh_module
 from partsum.shared.task import Samples, Task, evaluate
 from partsum.shared.tasks.images import image_mlp

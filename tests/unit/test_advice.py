@@ -31,3 +31,8 @@ def test_models_that_may_tell_of_the_data_are_warned_of_where_privacy_is_promise
     (said,) = advise(parse_config(private + "start = { models = ['a'] }"))
     assert "epsilon says nothing of what those models" in said
     assert advise(parse_config(private)) == []
+
+
+def test_structures_that_nothing_searches_are_said_to_mean_nothing() -> None:
+    (said,) = advise(parse_config("structures = { eta = 3.0 }"))
+    assert '[structures] is for parts.planner = "structures"' in said

@@ -277,3 +277,14 @@ def test_a_second_copy_before_the_usual_time_is_refused_in_words() -> None:
     assert parse_config("[rounds]\nbackup_after = 0").rounds.backup_after == 0
     with pytest.raises(ConfigError, match="sooner than usual"):
         parse_config("[rounds]\nbackup_after = 0.5")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[start]\nnoise = 0.1\ngrow = 'widen'", "mean nothing without models"),
+        ("[regularisation]\nschedule = 'constant'", "means nothing while survival is 1"),
+    ],
+)
+def test_keys_that_nothing_would_look_at_are_refused(text: str, said: str) -> None:
+    assert said in complaint(text)

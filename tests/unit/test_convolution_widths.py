@@ -384,3 +384,33 @@ def test_following_a_model_leaves_its_modes_as_they_were() -> None:
     assert model.training
     assert model.layer1.training
     assert not model.bn1.training
+
+
+def test_constants_and_sizes_of_forward_itself_are_no_tensors_of_the_model() -> None:
+    class Normalising(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.spread = torch.tensor([0.2, 0.3, 0.4])  # no buffer
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            centred = (inputs - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)) * 2
+            maps = self.b(self.a(centred / self.spread.view(1, 3, 1, 1)).relu()).relu()
+            return self.head(maps.mean((2, 3)))
+
+    widths = find_widths(Normalising())
+    assert {group.name: group.units for group in widths.groups} == {"a": 8, "b": 8}
+
+    class Computed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+            self.c, self.head = nn.Conv2d(8, 8, 3), nn.Linear(8, 5)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            maps = self.c(self.b(self.a(inputs).relu()).relu())
+            return self.head(maps.mean((maps.dim() - 2, maps.dim() - 1)).flatten(maps.dim() - 3))
+
+    found = find_widths(Computed())  # what it computes is not followed, and so stays whole
+    assert [group.name for group in found.groups] == ["a", "b"]

@@ -79,7 +79,7 @@ def test_a_model_that_does_not_take_its_data_is_said_to_be_so_and_no_traceback()
     rows = TensorDataset(torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64))
     task = Task(chain, lambda: rows, lambda: rows, nn.functional.cross_entropy)
     shape = meta_model(task)
-    words = r"model or loss fails on its first sample, inputs of shape \(1, 5\)"
+    words = r"model or loss fails on samples of the data, inputs of shape \(2, 5\)"
     with pytest.raises(TaskError, match=words):
         part_cost(shape, find_widths(shape), WHOLE, task, rows, 16)
     with pytest.raises(TaskError, match=r"fails on its own data, inputs of shape \(4, 5\)"):

@@ -23,6 +23,7 @@ from partsum.shared.gates import (
     partial_gates,
     splittable_groups,
 )
+from partsum.shared.gates.rules import transformer_branches
 from partsum.shared.messages import Part
 from partsum.shared.moments import part_digest
 from partsum.shared.part import WHOLE, absent, cut_module, cut_tensors, fresh_module
@@ -176,15 +177,11 @@ def test_a_narrow_part_may_lack_branches_too() -> None:
 
 
 def test_a_block_whose_mlp_reads_the_attentions_norm_has_no_gates() -> None:
-    class Parallel(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.ln_1, self.attn, self.mlp = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
-
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
-    model.block = Parallel()
-    with pytest.raises(WidthError):
-        assert find_structure(model).gates == ()
+    block = nn.Module()
+    block.ln_1, block.attn, block.mlp = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+    assert list(transformer_branches(block)) == []
+    block.ln_2 = nn.LayerNorm(8)
+    assert [branch.name for branch in transformer_branches(block)] == ["attn", "mlp"]
 
 
 def dense() -> nn.Module:

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partsum.coordinator.planner.selection import Selection, select_units
+from partsum.coordinator.planner.selection import select_units
+from partsum.shared.config.study import Selection
 from partsum.shared.width import WidthGroup, Widths
 
 WIDTHS = Widths((WidthGroup("up", 8, "hidden", ()), WidthGroup("stream", 4, "stream", ())))

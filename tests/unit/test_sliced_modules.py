@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -117,3 +118,11 @@ def test_any_norm_is_grouped_by_what_it_does() -> None:
     assert list(model.state_dict()) == names
     model[1](inputs).sum().backward()
     assert model[1].get_parameter("weight").grad is not None
+
+
+def test_causal_without_a_mask_is_refused_as_torch_refuses_it() -> None:
+    own = nn.MultiheadAttention(8, 2, batch_first=True)
+    query = torch.randn(1, 3, 8)
+    for module in (own, SlicedAttention(own)):
+        with pytest.raises(RuntimeError, match="attn_mask"):
+            module(query, query, query, is_causal=True)

@@ -27,12 +27,7 @@ BOARD = Leaderboard(
             "11" if bits == "01" else "",
             (Score(0, 2.0, 0.5 - 0.1 * flops, 2e-4), Score(1, 1.0, accuracy, 2e-4)),
         )
-        for bits, flops, accuracy in (
-            ("11", 4, 0.75),
-            ("10", 3, 0.8),
-            ("01", 2, 0.7),
-            ("00", 1, 0.6),
-        )
+        for bits, flops, accuracy in SCORES
     ),
     ("11", "10", "01", "00"),
 )

@@ -11,7 +11,7 @@ from partsum.coordinator.local import cast_text
 from partsum.coordinator.study.config import study_run
 from partsum.coordinator.study_command import Follower, StudyOptions, run_study
 from partsum.shared.config import StudyConfig, parse_config
-from partsum.shared.errors import EXIT_OK, ConfigError
+from partsum.shared.errors import EXIT_OK, ConfigError, StateError
 from partsum.shared.messages import RunStatus
 
 TINY = """
@@ -31,7 +31,7 @@ def status(phase: str, round: int, parts_in: int) -> RunStatus:
         round=round,
         rounds=2,
         parts_in=parts_in,
-        parts=5,
+        parts=2,
         loss=nan,
         accuracy=nan,
         handoff_step=0,
@@ -45,13 +45,14 @@ def status(phase: str, round: int, parts_in: int) -> RunStatus:
 
 
 def test_a_study_counts_its_bases_before_its_cells() -> None:
-    follower = Follower(StudyConfig(seeds=[0, 1]))
-    assert follower.stand(status("waiting", 0, 0)) == (0, 7, "waiting for nodes")
-    assert follower.stand(status("parts", 0, 1)) == (1, 7, "bases")
-    assert follower.stand(status("parts", 1, 3)) == (5, 7, "sweep")
-    assert follower.stand(status("finished", 2, 0)) == (7, 7, "finished")
-    scratch = Follower(StudyConfig(starts=["scratch"]))
-    assert scratch.stand(status("parts", 0, 3)) == (3, 5, "sweep")
+    study = StudyConfig(keep=[0.5], selections=["strong"], starts=["tuned"], seeds=[0, 1])
+    follower = Follower(study)  # two bases, and a model of each
+    assert follower.stand(status("waiting", 0, 0)) == (0, 4, "waiting for nodes")
+    assert follower.stand(status("parts", 0, 1)) == (1, 4, "bases")
+    assert follower.stand(status("parts", 1, 1)) == (3, 4, "sweep")
+    assert follower.stand(status("finished", 2, 0)) == (4, 4, "finished")
+    scratch = Follower(StudyConfig(keep=[0.5, 0.25], starts=["scratch"], seeds=[0]))
+    assert scratch.stand(status("parts", 0, 1)) == (1, 2, "sweep")
 
 
 def test_nodes_that_could_not_get_in_are_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -87,3 +88,14 @@ def test_what_is_started_is_said_in_the_right_number() -> None:
     assert cast_text(0) == "a coordinator"
     assert cast_text(1) == "a coordinator and 1 node process"
     assert cast_text(2) == "a coordinator and 2 node processes"
+
+
+def test_a_study_that_cannot_be_written_or_has_no_base_is_refused_in_words(tmp_path: Path) -> None:
+    path, taken = tmp_path / "study.toml", tmp_path / "taken"
+    taken.write_text("a file")
+    path.write_text(f'folder = "{taken}"\n{TINY}')
+    with pytest.raises(StateError, match=r"cannot write .*; change folder in"):
+        run_study(StudyOptions(path, nodes=1))
+    path.write_text(f'folder = "{tmp_path}/runs"\n{TINY}base = "nowhere.safetensors"\n')
+    with pytest.raises(ConfigError, match=r"study.base: cannot read .*: No such file"):
+        run_study(StudyOptions(path, nodes=1, dry_run=True))

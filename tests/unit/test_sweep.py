@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partsum.coordinator.planner import selection
 from partsum.coordinator.planner.sweep import Cell, cells, draws
 from partsum.coordinator.study.config import study_run
 from partsum.coordinator.study.estimate import makespan
@@ -75,10 +74,6 @@ def test_a_study_becomes_a_run_of_as_many_parts_that_is_the_same_one_again(
     assert config.parts.rounds == (1 if study.starts == ["scratch"] else 2)
     assert (config.name, config.seed, config.study) == ("mine", 7, study)
     assert study_run(config, SOURCE) == text
-
-
-def test_the_config_and_the_planner_know_the_same_selections() -> None:
-    assert get_args(Selection) == get_args(selection.Selection)
 
 
 def test_what_says_how_a_base_is_made_is_left_aside() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from partsum.shared.config import RunConfig, StudyConfig
+from partsum.shared.config import RunConfig, StructuresConfig, StudyConfig
 from partsum.shared.config.trust import LOOPBACK
 
 
@@ -13,6 +13,7 @@ def advise(config: RunConfig) -> list[str]:
         *_clusters_without_handoff(config),
         *_known_before(config),
         *_study_aside(config),
+        *_search_aside(config),
     ]
 
 
@@ -52,3 +53,9 @@ def _study_aside(config: RunConfig) -> list[str]:
     if config.parts.is_study or config.study == StudyConfig():
         return []
     return ["[study] is for `partsum study`, and means nothing here"]
+
+
+def _search_aside(config: RunConfig) -> list[str]:
+    if config.parts.is_search or config.structures == StructuresConfig():
+        return []
+    return ['[structures] is for parts.planner = "structures", and means nothing here']

@@ -60,8 +60,9 @@ def part_cost(
     except (
         Exception
     ):  # it depends on values, as experts' routing does, or is wrong: these will tell
-        counted = _step_with_values(emptied(model, "cpu"), task, inputs, targets)
-        flops, kept = (batch_size * count for count in counted)
+        pair = gather(samples, torch.zeros(2, dtype=torch.int64))  # of one, norms know no spread
+        counted = _step_with_values(emptied(model, "cpu"), task, *pair)
+        flops, kept = (batch_size * count // 2 for count in counted)
     trained = sum(p.numel() * p.element_size() for p in model.parameters())
     return Cost(
         parameters=size.parameters,
@@ -78,7 +79,7 @@ def _like(sample: Tensor, batch_size: int) -> Tensor:
 def _step_with_values(
     model: nn.Module, task: Task, inputs: Tensor, targets: Tensor
 ) -> tuple[int, int]:
-    """The same of one sample on the CPU, all weights being zero."""
+    """The same of real samples on the CPU, all weights being zero."""
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.zero_()
@@ -86,7 +87,7 @@ def _step_with_values(
         return _step(model, task, inputs, targets)
     except Exception as error:  # it is the user's code
         raise TaskError(
-            f"the task's model or loss fails on its first sample, inputs of shape "
+            f"the task's model or loss fails on samples of the data, inputs of shape "
             f"{tuple(inputs.shape)} and targets of shape {tuple(targets.shape)}: "
             f"{type(error).__name__}: {error}"
         ) from error

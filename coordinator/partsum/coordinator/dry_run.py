@@ -23,6 +23,7 @@ from partsum.coordinator.planner import Ranking, equal_fractions, plan_parts, pl
 from partsum.coordinator.privacy import check_model, epsilon_of
 from partsum.coordinator.relevance.plan import ranking_flops, ranking_sentences
 from partsum.coordinator.search_plan import show_search_plan
+from partsum.coordinator.strategies.layers import step_factors
 from partsum.shared.config import RunConfig, load_config
 from partsum.shared.errors import EXIT_OK, ConfigError
 from partsum.shared.messages import TaskSpec
@@ -51,6 +52,7 @@ def show_plan(path: Path, as_json: bool) -> int:
     check_regularisation(base, config.regularisation, slices)
     if config.start.models:
         Start(config, base, given_models(config, path)).check()
+    step_factors(config.outer, base.shape)  # raises where there is no depth to scale by
     certify(base, slices, config.parts.is_block or config.parts.is_copies, validation)
     if config.privacy.noise_multiplier:
         check_model(base.shape)

@@ -6,6 +6,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from partsum.coordinator.inspection import inspect_base
 from partsum.shared.config import load_config
 from partsum.shared.errors import EXIT_FAILED, EXIT_OK, ConfigError
 from partsum.shared.messages import TaskSpec
-from partsum.shared.task import load_task
+from partsum.shared.task import load_samples, load_task
 
 _PARTS = 4
 
@@ -41,7 +42,8 @@ def show_inspection(
     spec, count = _asked(name, options, config, parts)
     task = load_task(spec)
     base = Base(task, torch.device("cpu"))
-    inspection = inspect_base(base, spec.name, count, None if shapes_only else task.validation)
+    probe = None if shapes_only else cache(lambda: load_samples(task.validation, "validation"))
+    inspection = inspect_base(base, spec.name, count, probe)
     if svg is not None:
         _write(svg, draw_inspection(inspection))
     if as_json:

@@ -12,7 +12,7 @@ from partsum.coordinator.gate_table import GateRow, gate_rows
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.planner import equal_fractions
 from partsum.coordinator.planner.complement import block_parts, residual_refusal
-from partsum.shared.errors import WidthError
+from partsum.shared.errors import DataError, WidthError
 from partsum.shared.part import WHOLE, Part
 from partsum.shared.task import Samples
 from partsum.shared.width import Widths
@@ -196,11 +196,13 @@ def _certified(
     if probe is None:
         return "not run", "only shapes were looked at"
     try:
-        certify(base, parts, block, probe())
+        samples = probe()
+    except DataError as error:
+        return "not run", str(error)
+    try:
+        certify(base, parts, block, samples)
     except WidthError as error:
         return "failed", str(error)
-    except FileNotFoundError as error:
-        return "not run", f"the validation data is not on this machine: {error}"
     same = "a cut model computes what the whole one does with the other units at zero"
     merged = ", and merged parts compute their mean" if block else ""
     return "passed", same + merged

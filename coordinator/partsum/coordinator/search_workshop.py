@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -138,8 +137,7 @@ class SearchWorkshop(Workshop):
         for k, planned in enumerate(plan.parts):
             bits = self.search.bits(planned.part)
             if k in received:
-                item, path = received[k], self.store.part_path(plan.round, k)
-                _link(self.update_path(plan.round, k), path)
+                item, path = received[k], self._keep_update(plan.round, k)
                 blob = vars(item.update.blob)
                 kept[bits] = {"file": path.name, "blob": blob, "node": item.node}
             elif bits in before:
@@ -147,14 +145,6 @@ class SearchWorkshop(Workshop):
         sync_folder(self.store.folder / "parts")
         structure = list(self.search.part(best).off)
         return {"parts": kept, "search": self.search.dumped(board), "structure": structure}
-
-
-def _link(update: Path, kept: Path) -> None:
-    """Keep an update beside the bases. Once this returns its bytes are on disk."""
-    kept.unlink(missing_ok=True)
-    os.link(update, kept)
-    with open(kept, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def first_samples(samples: Samples, count: int) -> Samples:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from partsum.coordinator.figures import clock_text, plain_text
 from partsum.coordinator.folder import finished_run, read_facts, unfinished_run
 from partsum.coordinator.local import LocalRun
+from partsum.coordinator.planner.sweep import cells
 from partsum.coordinator.study.config import study_run
 from partsum.coordinator.study.results import Row, csv_text, from_json
 from partsum.coordinator.study.table import study_table
@@ -59,9 +60,14 @@ def run_study(options: StudyOptions) -> int:
     done = None if options.new or unfinished_run(config) else finished_run(config)
     if done is None:
         logs = Path(config.folder) / "study" / config.name
-        logs.mkdir(parents=True, exist_ok=True)
         path = logs / f"{config.name}.toml"
-        write_file(path, text.encode())
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+            write_file(path, text.encode())
+        except OSError as error:
+            raise StateError(
+                f"cannot write {path}: {error.strerror}; change folder in {options.config}"
+            ) from error
         follower = Follower(config.study)
         ended = asyncio.run(
             LocalRun(path, logs, options.nodes, options.new, console, follower.follow).run()
@@ -104,6 +110,7 @@ class Follower:
 
     def __init__(self, study: StudyConfig) -> None:
         self._bases = len(study.seeds) if study.trains_bases else 0
+        self._total = self._bases + len(cells(study))
 
     async def follow(self, statuses: AsyncIterator[RunStatus], console: Console) -> None:
         """Until they end."""
@@ -131,7 +138,7 @@ class Follower:
 
     def stand(self, status: RunStatus) -> tuple[int, int, str]:
         """Models that are in, of how many, and what is going on."""
-        total = self._bases + status.parts
+        total = self._total
         before = self._bases if status.round else 0
         if status.phase == "finished":
             return total, total, "finished"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -10,9 +11,12 @@ from rich.table import Table
 
 from partsum.coordinator.base import Base
 from partsum.coordinator.figures import bytes_text, count_text, gflop_text, seconds_text
+from partsum.coordinator.invariants import certify
 from partsum.coordinator.planner.sweep import cells
+from partsum.coordinator.study.cutter import trial_parts
 from partsum.coordinator.study.estimate import Estimate, estimates, kinds, makespan
 from partsum.coordinator.study.table import NAMES
+from partsum.coordinator.study.workshop import given_base
 from partsum.shared.config import RunConfig
 from partsum.shared.messages import TaskSpec
 from partsum.shared.task import load_samples, load_task, num_samples
@@ -24,7 +28,13 @@ def show_study_plan(
     """Print what a study would train; raises the PartsumErrors that the study itself would."""
     task = load_task(TaskSpec(config.task.name, config.task.options))
     train = load_samples(task.train, "training")
-    costs = estimates(config, Base(task, torch.device("cpu")), train, clock)
+    base = Base(task, torch.device("cpu"))
+    if config.study.base is not None:
+        given_base(Path(config.study.base), base)
+    cut_all = config.study.depth == "all"
+    validation = load_samples(task.validation, "validation")
+    certify(base, trial_parts(config.study, base.widths), cut_all, validation)
+    costs = estimates(config, base, train, clock)
     study, total = config.study, num_samples(train)
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", pad_edge=False)
     for name in ("start", "units"):

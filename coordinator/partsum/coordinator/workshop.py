@@ -36,7 +36,7 @@ from partsum.coordinator.strategies.layers import step_factors
 from partsum.coordinator.strategies.optimizers import make_optimizer
 from partsum.coordinator.unmask import UnmaskedMean, shares_of
 from partsum.shared.config import RunConfig
-from partsum.shared.files import file_digest, sync_folder
+from partsum.shared.files import file_digest, sync_file, sync_folder
 from partsum.shared.messages import Update
 from partsum.shared.part import WHOLE, Part
 from partsum.shared.task import Samples, Scores
@@ -237,18 +237,21 @@ class Workshop:
         """Mode block: parts go on from their own last update, so these are kept beside the base."""
         kept = dict(self.store.fact("parts") or {})
         for k, update in updates.items():
-            path = self.store.part_path(plan.round, k)
-            path.unlink(missing_ok=True)
-            os.link(self.update_path(plan.round, k), path)
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
             kept[str(k)] = {
-                "file": path.name,
+                "file": self._keep_update(plan.round, k).name,
                 "blob": vars(update.blob),
                 "samples": max(1, update.num_samples),
             }
         sync_folder(self.store.folder / "parts")
         return {"parts": kept}
+
+    def _keep_update(self, round: int, part: int) -> Path:
+        """Keep an update beside the bases. Once this returns its bytes are on disk."""
+        path = self.store.part_path(round, part)
+        path.unlink(missing_ok=True)
+        os.link(self.update_path(round, part), path)
+        sync_file(path)
+        return path
 
     def files_of(self, round: int) -> dict[Path, str]:
         """The files beside the base that go on from a committed round, and their digests."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
+from partsum.shared.config.study import Selection
 from partsum.shared.part import Part
 from partsum.shared.width import Widths
 
@@ -14,10 +15,6 @@ if TYPE_CHECKING:  # decisions do without torch
 
 UnitScores: TypeAlias = "Mapping[str, Tensor]"
 """Name of a width group -> float tensor (units,): the higher, the more its unit matters."""
-
-Selection = Literal["random", "strong", "strong_weak", "weak"]
-"""random: whatever the scores; strong: the highest; weak: the lowest; strong_weak: the highest for
-half of the places (the larger half where they are odd), and others at random for the rest."""
 
 
 def select_units(

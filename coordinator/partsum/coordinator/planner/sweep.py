@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from partsum.coordinator.planner.selection import Selection
 from partsum.shared.config import StudyConfig
-from partsum.shared.config.study import Start
+from partsum.shared.config.study import Selection, Start
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from partsum.coordinator.planner.sweep import cells
 from partsum.coordinator.report_tables import config_text
-from partsum.shared.config import PrivacyConfig, RunConfig, parse_config
+from partsum.shared.config import PrivacyConfig, RunConfig
 from partsum.shared.errors import ConfigError
 
 _KEPT = ("name", "seed", "deterministic", "folder", "keep_bases", "task", "server")
@@ -52,6 +52,4 @@ def study_run(config: RunConfig, source: Path) -> str:
         "handoff": {"enabled": False},
         "study": given["study"] | ({"base": str((source.parent / base).resolve())} if base else {}),
     }
-    text = config_text(values) + "\n"
-    parse_config(text, str(source))
-    return text
+    return config_text(values) + "\n"

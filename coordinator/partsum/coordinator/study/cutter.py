@@ -28,7 +28,7 @@ from partsum.coordinator.relevance.probing import activation_scores, taylor_scor
 from partsum.coordinator.relevance.scores import magnitude_scores
 from partsum.coordinator.store import Store
 from partsum.coordinator.workplan import Workplan
-from partsum.shared.config import RunConfig
+from partsum.shared.config import RunConfig, StudyConfig
 from partsum.shared.errors import ConfigError, WidthError
 from partsum.shared.messages import Blob
 from partsum.shared.part import WHOLE, Part, cut_tensors
@@ -66,11 +66,7 @@ class StudyCutter(Cutter):
 
     def slices(self, plan: Workplan) -> list[Part]:
         """Parts that show whether this model can be cut at all."""
-        if all(cell.keep == 1 for cell in self.cells):
-            return [WHOLE]
-        if self.cuts_all:
-            return block_parts(self.base.widths, equal_fractions(2))
-        return [any_part(self.widths, 0.5, seed) for seed in (0, 1)]
+        return trial_parts(self.study, self.base.widths)
 
     @property
     def cuts_all(self) -> bool:
@@ -147,7 +143,7 @@ class StudyCutter(Cutter):
         return [self.part_of(cell, scores[cell.seed]) for cell in self.cells]
 
     def _scores(self, seed: int) -> UnitScores:
-        if self.study.starts == ["scratch"]:  # which units is all the same
+        if all(cell.selection in {None, "random"} for cell in self.cells):  # nobody would look
             return alike(self.widths)
         model, widths = self.base.model(self.base_path(seed)), self.widths
         drawn = self._seed(seed, 0)
@@ -192,6 +188,15 @@ class StudyCutter(Cutter):
         if self.study.trains_bases:
             return self.store.part_path(0, self.study.seeds.index(seed))
         return self.store.base_path(base_name(0))
+
+
+def trial_parts(study: StudyConfig, widths: Widths) -> list[Part]:
+    """Parts that show whether a model of these groups can be cut at all."""
+    if all(keep == 1 for keep in study.keep):
+        return [WHOLE]
+    if study.depth == "all":
+        return block_parts(widths, equal_fractions(2))
+    return [any_part(studied(widths, study.depth), 0.5, seed) for seed in (0, 1)]
 
 
 def alike(widths: Widths) -> UnitScores:

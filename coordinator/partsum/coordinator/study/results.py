@@ -7,9 +7,11 @@ import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
+
+from partsum.shared.config.study import Selection, Start
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-_STARTS = ("base", "scratch", "rewound", "tuned")
-_SELECTIONS = ("", "random", "strong", "strong_weak", "weak")
+_STARTS = ("base", *get_args(Start))
+_SELECTIONS = ("", *get_args(Selection))
 
 
 def in_order(rows: Iterable[Row]) -> list[Row]:

@@ -24,7 +24,7 @@ from partsum.coordinator.planner.sweep import Cell
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.store import Store
 from partsum.coordinator.study.cutter import StudyCutter
-from partsum.coordinator.study.results import Row, in_order, to_json
+from partsum.coordinator.study.results import Row, from_json, in_order, to_json
 from partsum.coordinator.workshop import Workshop, finite
 from partsum.shared.config import RunConfig
 from partsum.shared.errors import ConfigError, PartsumError, UpdateRefusedError, WireError
@@ -44,7 +44,7 @@ class GivenBase(FirstBase):
     def _write_untrained(self, path: Path) -> None:
         given = self.config.study.base
         assert given is not None
-        save_tensors(path, _given_base(Path(given), self.base), {"partsum.base": "0"})
+        save_tensors(path, given_base(Path(given), self.base), {"partsum.base": "0"})
 
 
 class StudyWorkshop(Workshop):
@@ -97,7 +97,7 @@ class StudyWorkshop(Workshop):
 
     def _rows(self, plan: RoundPlan, updates: Mapping[int, Update]) -> list[Row]:
         """All of the study's rows so far."""
-        before = [Row(**row) for row in self.store.fact(ROWS) or ()]
+        before = from_json(self.store.fact(ROWS) or [])
         if self.cutter.is_base_round(plan.round):
             seeds = self.config.study.seeds
             cells = [replace(_WHOLE_CELL, seed=seed) for seed in seeds]
@@ -170,13 +170,15 @@ class StudyWorkshop(Workshop):
         return self._costs[key]
 
 
-def _given_base(path: Path, base: Base) -> dict[str, Tensor]:
+def given_base(path: Path, base: Base) -> dict[str, Tensor]:
     """The tensors of a base file. Raises ConfigError where they are not this model's."""
     wanted = base.shape.state_dict()
     try:
         found = load_tensors(path)
-    except (OSError, WireError) as error:
-        raise ConfigError(f"study.base: cannot read {path}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"study.base: cannot read {path}: {error.strerror}") from error
+    except WireError as error:  # it names its file
+        raise ConfigError(f"study.base: {error}") from error
     if wrong := sorted(wanted.keys() ^ found.keys()):
         where = "the model" if wrong[0] in wanted else "the file"
         raise ConfigError(f"study.base: {path} does not fit: only {where} has {wrong[0]!r}")

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from partsum.shared.config.section import Section
 from partsum.shared.config.structures import GatesConfig, StructuresConfig
 from partsum.shared.config.work import PartsConfig
+from partsum.shared.limits import SPLITS
 
 
 class RegularisationConfig(Section):
@@ -26,11 +27,16 @@ class RegularisationConfig(Section):
     gates_on: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Random grouping: each partial-sum gate is on with this probability, anew at each step; 1: all
     always are. Evaluation has all on, which is not what training expects on average."""
-    splits: Annotated[int, Field(ge=2, le=64)] = 2
+    splits: Annotated[int, Field(ge=2, le=SPLITS)] = 2
     """Slices of a layer's inputs, between whose sums those gates are."""
 
     @model_validator(mode="after")
     def _nothing_in_vain(self) -> RegularisationConfig:
+        if self.schedule != "linear" and self.survival == 1:
+            raise ValueError(
+                f'schedule = "{self.schedule}" means nothing while survival is 1; lower it, or '
+                "remove schedule"
+            )
         if self.splits != 2 and self.gates_on == 1:
             raise ValueError(
                 f"splits = {self.splits} means nothing while gates_on is 1; lower it, or remove "

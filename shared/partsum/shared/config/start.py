@@ -31,6 +31,11 @@ class StartConfig(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> StartConfig:
         if not self.models:
+            if self.grow != "fuse" or self.weights is not None or self.noise:
+                raise ValueError(
+                    "grow, weights and noise mean nothing without models; name the models to grow "
+                    "from, or remove these"
+                )
             return self
         if self.weights is not None and self.grow == "widen":
             raise ValueError('weights means nothing to grow = "widen"; remove it')

@@ -11,6 +11,9 @@ from partsum.shared.config.section import NotNegative, Section
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Selection = Literal["random", "strong", "strong_weak", "weak"]
+"""random: whatever the scores; strong: the highest; weak: the lowest; strong_weak: the highest for
+half of the places (the larger half where they are odd), and others at random for the rest."""
+
 Start = Literal["scratch", "rewound", "tuned"]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 

@@ -18,7 +18,7 @@ from partsum.shared.gates.closing import sorted_partial
 from partsum.shared.gates.partial import PartialGate, check_partial
 from partsum.shared.width import Gate, Skip, Widths, find_widths
 from partsum.shared.width.groups import HasWidths, named_tensors
-from partsum.shared.width.layers import joined
+from partsum.shared.width.layers import child, joined
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,13 @@ def branch_gate(
         Skip(path, "silence" if place in (0, last) else "pass", count)
         for place, (path, count) in enumerate(zip(paths, outputs or [1] * len(paths), strict=True))
     )
-    inside = tuple(f"{path}." for path in paths)
-    tensors = tuple(tensor for tensor in named_tensors(model) if tensor.startswith(inside))
+    found = ((path, child(model, path)) for path in paths)
+    tensors = tuple(
+        joined(path, name)
+        for path, module in found
+        if module is not None
+        for name in named_tensors(module)
+    )
     return Gate(name, skips, tensors)
 
 

@@ -86,14 +86,14 @@ def _swap(model: nn.Module, make: Make, paths: str, recompute: bool) -> nn.Modul
             f"experts; known are partsum's own transformers, and MLP modules of {known}"
         )
     for path, module in found:
+        device = next(module.parameters()).device
         if isinstance(module, HasMlp):
-            module.router = make(module.mlp_inputs())
+            module.router = make(module.mlp_inputs()).to(device)
             continue
         layout = layout_of(module)
         assert layout is not None
         router = make(inputs_of(module.get_submodule(layout.makers[0])))
-        weight = next(module.parameters())
-        swapped = StructuralMoE(module, router.to(weight.device), recompute)
+        swapped = StructuralMoE(module, router.to(device), recompute)
         swapped.train(module.training)
         parent, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(parent), leaf, swapped)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 
-from partsum.shared.width.groups import Count, Depth, Slot, WidthGroup, named_tensors
+from partsum.shared.width.groups import Count, Depth, Slot, WidthGroup, count_of, named_tensors
 from partsum.shared.width.layers import output_dim
 
 
@@ -61,13 +61,13 @@ class Axis:
         return WidthGroup(self.name, self.units, self.depth, slots, tuple(self.counts))
 
     def _sized(self) -> Iterator[Slot]:
-        tensors = named_tensors(self.model)
         owned: dict[tuple[str, int], int] = {}
         for slot in self.slots:
             key = (slot.tensor, slot.dim)
             owned[key] = owned.get(key, 0) + self.units * slot.block * len(slot.offsets)
         for slot in self.slots:
-            shape = tensors[slot.tensor].shape if slot.tensor in tensors else ()
+            tensor = count_of(self.model, slot.tensor)
+            shape = tensor.shape if isinstance(tensor, Tensor) else ()
             size = shape[slot.dim] if 0 <= slot.dim < len(shape) else 0
             partial = owned[slot.tensor, slot.dim] < size
             yield replace(slot, size=size) if partial else slot

@@ -66,6 +66,8 @@ class SlicedAttention(nn.Module):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """The same as ``nn.MultiheadAttention``, by its own arguments."""
+        if is_causal and attn_mask is None:
+            raise RuntimeError("is_causal=True needs attn_mask too, as in nn.MultiheadAttention")
         is_batched = query.dim() == 3
         if not is_batched:
             query, key, value = (tensor.unsqueeze(0) for tensor in (query, key, value))
@@ -73,7 +75,7 @@ class SlicedAttention(nn.Module):
             query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
         heads = self._heads(query, key, value)
         mask = self._mask(attn_mask, key_padding_mask, len(query), heads[0].dtype)
-        found, weights = self._attend(*heads, mask, is_causal and mask is None, need_weights)
+        found, weights = self._attend(*heads, mask, need_weights)
         projected: Tensor = self.out_proj(found.transpose(1, 2).flatten(2))
         if weights is not None and average_attn_weights:
             weights = weights.mean(dim=1)
@@ -116,13 +118,12 @@ class SlicedAttention(nn.Module):
         keys: Tensor,
         values: Tensor,
         mask: Tensor | None,
-        is_causal: bool,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         dropout = self.dropout if self.training else 0.0
         if not need_weights:
             attend = functional.scaled_dot_product_attention
-            return attend(queries, keys, values, mask, dropout, is_causal), None
+            return attend(queries, keys, values, mask, dropout), None
         scores = queries @ keys.transpose(-1, -2) / self.head_dim**0.5
         weights = (scores if mask is None else scores + mask).softmax(dim=-1)
         weights = functional.dropout(weights, dropout)

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from partsum.shared.width.groups import LeftOut, tied_names
+from partsum.shared.width.groups import LeftOut, named_tensors, tied_names
 from partsum.shared.width.rules import operations
 from partsum.shared.width.rules.lanes import Flow, Lane, Weight
 
@@ -56,6 +56,7 @@ class Follower:
         self.left_out: list[LeftOut] = []
         self._model = model
         self._modules = dict(model.named_modules())
+        self._tensors = named_tensors(model)
         self._calls: dict[str, tuple[Lane, Lane]] = {}
         self._numbers: set[fx.Node] = set()
         self._flows: dict[fx.Node, Flow] = {}
@@ -122,13 +123,16 @@ class Follower:
         tensor = getattr(self._modules[owner], attribute)
         if not isinstance(tensor, Tensor):
             return None
+        is_held = name in self._tensors  # else it is a constant of forward(), or a plain attribute
         if tensor.numel() == 1:
             self._numbers.add(node)
-            self._share(name)
+            if is_held:
+                self._share(name)
             return None
         lane = self._lane(name)
         lane.keep_whole(f"{name} is a bare parameter, whose dimensions are not known")
-        lane.hold(name, 0, tensor.shape[0])
+        if is_held:
+            lane.hold(name, 0, tensor.shape[0])
         return Flow(lane, None, None)
 
     def _share(self, name: str) -> None:

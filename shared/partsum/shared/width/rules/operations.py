@@ -66,7 +66,10 @@ def flattened(flow: Flow, start: int, end: int = -1) -> Any:
 def _flatten(node: fx.Node, flow: Flow) -> Any:
     given: dict[str, Any] = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False))
     given |= node.kwargs
-    return flattened(flow, int(given.get("start_dim", 0)), int(given.get("end_dim", -1)))
+    start, end = given.get("start_dim", 0), given.get("end_dim", -1)
+    if not (isinstance(start, int) and isinstance(end, int)):
+        return NotImplemented  # they are computed in forward()
+    return flattened(flow, start, end)
 
 
 def _view(node: fx.Node, flow: Flow) -> Any:
@@ -123,6 +126,8 @@ def _places(dims: Any, flow: Flow) -> set[int] | None:
     """Which dimensions behind the channels are meant; None where it is not those."""
     named = (dims,) if isinstance(dims, int) else dims
     if flow.rank is None or not isinstance(named, tuple | list) or not named:
+        return None
+    if not all(isinstance(dim, int) for dim in named):
         return None
     found = {dim % flow.rank for dim in named}
     return found if min(found) >= 2 else None
