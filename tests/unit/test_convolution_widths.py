@@ -397,7 +397,8 @@ def test_constants_and_sizes_of_forward_itself_are_no_tensors_of_the_model() -> 
         def forward(self, inputs: Tensor) -> Tensor:
             centred = (inputs - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)) * 2
             maps = self.b(self.a(centred / self.spread.view(1, 3, 1, 1)).relu()).relu()
-            return self.head(maps.mean((2, 3)))
+            scores: Tensor = self.head(maps.mean((2, 3)))
+            return scores
 
     widths = find_widths(Normalising())
     assert {group.name: group.units for group in widths.groups} == {"a": 8, "b": 8}
@@ -410,7 +411,9 @@ def test_constants_and_sizes_of_forward_itself_are_no_tensors_of_the_model() -> 
 
         def forward(self, inputs: Tensor) -> Tensor:
             maps = self.c(self.b(self.a(inputs).relu()).relu())
-            return self.head(maps.mean((maps.dim() - 2, maps.dim() - 1)).flatten(maps.dim() - 3))
+            means = maps.mean((maps.dim() - 2, maps.dim() - 1))
+            scores: Tensor = self.head(means.flatten(maps.dim() - 3))
+            return scores
 
     found = find_widths(Computed())  # what it computes is not followed, and so stays whole
     assert [group.name for group in found.groups] == ["a", "b"]
