@@ -29,6 +29,7 @@ class Conv1D(nn.Module):
 
     def __init__(self, outputs: int, inputs: int) -> None:
         super().__init__()
+        self.nx, self.nf = inputs, outputs
         self.weight = nn.Parameter(torch.randn(inputs, outputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
 

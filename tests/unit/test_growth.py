@@ -328,6 +328,8 @@ def test_what_sums_over_its_input_is_known_by_the_kind_of_module() -> None:
     class Conv1D(nn.Module):
         """As transformers' for GPT-2: (in, out)."""
 
+        nf = nx = 2
+
     assert reading_dim(nn.Linear(2, 2)) == reading_dim(nn.Conv1d(1, 1, 1)) == 1
     assert reading_dim(nn.MultiheadAttention(4, 2)) == 1
     assert reading_dim(nn.ConvTranspose2d(1, 1, 1)) == reading_dim(Conv1D()) == 0

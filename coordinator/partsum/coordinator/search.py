@@ -141,16 +141,15 @@ class Search:
         entry = self.kept().get(self.bits(part))
         return self.store.folder / "parts" / entry["file"] if entry else None
 
-    def fresh_start(self, part: Part, base: Path, round: int) -> dict[str, Tensor]:
+    def fresh_start(
+        self, part: Part, parent: str, state: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """What a new structure starts from: its parent's weights, and the base's for the rest.
 
-        A parent that has no weights yet leaves it the base's.
+        A parent that has no weights yet leaves it the base's, which are ``state``.
         """
-        state, widths = load_tensors(base), self.base.widths
-        lineage = {one.bits: one.parent for one in self.rung(self.board(), round)}
-        name = lineage[self.bits(part)]
-        parent = self.part(name) if name else None
-        if parent is not None and (path := self.origin(parent)) is not None:
-            share = Contribution(parent, Tensors(load_tensors(path)), 1.0)
+        widths = self.base.widths
+        if parent and (path := self.origin(self.part(parent))) is not None:
+            share = Contribution(self.part(parent), Tensors(load_tensors(path)), 1.0)
             state = merge_state(state, [share], widths, AVERAGE)
         return cut_tensors(state, widths, part)

@@ -17,6 +17,7 @@ from partsum.shared.config import RunConfig
 from partsum.shared.messages import Blob
 from partsum.shared.part import Part
 from partsum.shared.task import Samples, num_samples
+from partsum.shared.tensors import load_tensors
 
 
 class SearchCutter(Cutter):
@@ -57,11 +58,14 @@ class SearchCutter(Cutter):
 
     def _starts(self, parts: Sequence[Part], round: int) -> list[Blob | None]:
         """Each structure's own last update, or what a new one starts from."""
-        base = self.store.base_path(base_name(round))
+        kept = [self.search.kept_start(part) for part in parts]
+        if None not in kept:
+            return kept
+        base = load_tensors(self.store.base_path(base_name(round)))
+        rung = self.search.rung(self.search.board(), round)  # in the parts' order
         return [
-            self.search.kept_start(part)
-            or self._write_start(self.search.fresh_start(part, base, round), round, k)
-            for k, part in enumerate(parts)
+            blob or self._write_start(self.search.fresh_start(part, one.parent, base), round, k)
+            for k, (part, one, blob) in enumerate(zip(parts, rung, kept, strict=True))
         ]
 
     def origin_paths(self, plan: RoundPlan) -> dict[int, Path]:

@@ -12,14 +12,14 @@ from __future__ import annotations
 import torch
 import xxhash
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from partsum.coordinator.clones import with_noise
 from partsum.coordinator.growth.model import TrainedModel
 from partsum.shared.part import Part, index_map
 from partsum.shared.width import Widths
 from partsum.shared.width.groups import all_units
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+from partsum.shared.width.layers import is_linear, output_dim
 
 
 class Widened:
@@ -101,8 +101,8 @@ def reading_dim(module: nn.Module) -> int | None:
     Embeddings and norms have none, and what is not known counts as having none: then the base does
     not compute what the model does, and that is measured and said.
     """
-    if isinstance(module, _TRANSPOSED) or type(module).__name__ == "Conv1D":  # GPT-2's, (in, out)
+    if isinstance(module, _ConvTransposeNd):
         return 0
-    if isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention):
-        return 1
-    return None
+    if is_linear(module):
+        return 1 - output_dim(module)
+    return 1 if isinstance(module, _ConvNd | nn.MultiheadAttention) else None

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from partsum.shared.width.layers import is_hugging_face_conv1d
+
 Product = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(layer, input, weight) -> output without the bias; linear in input and weight."""
 
@@ -41,8 +43,7 @@ def layer_kind(module: nn.Module) -> LayerKind | None:
         return _LINEAR
     if isinstance(module, nn.Conv2d):
         return _CONV if module.groups == 1 and module.padding_mode == "zeros" else None
-    names = {kind.__name__ for kind in type(module).__mro__}
-    return _TRANSPOSED if "Conv1D" in names and weight.dim() == 2 else None
+    return _TRANSPOSED if is_hugging_face_conv1d(module) else None
 
 
 def branch_scale(module: nn.Module) -> Tensor | None:
