@@ -30,7 +30,7 @@ from partsum.coordinator.summary import Summary
 from partsum.protos.v1 import partsum_pb2_grpc as rpc
 from partsum.shared.errors import PartsumError
 from partsum.shared.metrics import MetricsServer
-from partsum.shared.transport import SERVER_OPTIONS
+from partsum.shared.transport import SERVER_OPTIONS, in_address
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ async def serve(run: Run, ready: int | None = None) -> Summary:
     few = ("grpc.max_allowed_incoming_connections", connections())
     server = grpc.aio.server(interceptors=[gate], options=[*SERVER_OPTIONS, few])
     try:
-        host = _in_address(config.host)
+        host = in_address(config.host)
         address = f"{host}:{_bind(server, host, config.port, access)}"
         run.store.note(address=address, access=str(access.folder.path) if access else "")
         return await _serve(run, server, gate, address, ready)
@@ -80,7 +80,7 @@ async def _serve(
     log.info(
         "listening on %s; metrics on http://%s:%d/metrics",
         address,
-        _in_address(config.metrics_host),
+        in_address(config.metrics_host),
         metrics.port,
     )
     run.store.note(metrics_port=metrics.port)
@@ -108,10 +108,6 @@ def _outcome(state: str) -> Outcome:
     if state == "finished":
         return "finished"
     return "stopped" if state == "stopped" else "failed"
-
-
-def _in_address(host: str) -> str:
-    return f"[{host}]" if ":" in host else host  # IPv6
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int, access: Access | None) -> int:
