@@ -134,7 +134,7 @@ def _trouble() -> Panels:
             "Dials",
             "short",
             {"{{node}}": of_node(f"increase(partsum_node_dials_total[{EVERY}])")},
-            "How often each node dialled the coordinator: after the first time, a connection broke.",
+            "How often each node dialled the coordinator: after the first time, one had broken.",
             stacked=True,
         ),
     ]
