@@ -28,7 +28,7 @@ Make = Callable[..., "Cluster"]
 def test_a_run_from_parts_to_hand_off_leaves_everything_a_user_needs(make_cluster: Make) -> None:
     cluster = make_cluster(handoff=True, rounds=2, local_epochs=4.0)
     cluster.coordinator()
-    metrics_port = _metrics_port(cluster)
+    metrics_port = cluster.metrics_port("coordinator")
     with grpc.insecure_channel(cluster.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
@@ -135,15 +135,6 @@ def _partsum(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         command, cwd=cluster.folder, capture_output=True, text=True, timeout=60, check=False
     )
-
-
-def _metrics_port(cluster: Cluster) -> int:
-    for _ in range(100):
-        for line in cluster.log("coordinator").splitlines():
-            if "metrics on http://127.0.0.1:" in line:
-                return int(line.rpartition(":")[2].partition("/")[0])
-        time.sleep(0.05)
-    raise AssertionError("no metrics port was announced")
 
 
 def _get(port: int, path: str) -> str:

@@ -205,8 +205,7 @@ class NodeDesk:
         if self.round is None or progress.assignment_id != self.round.assignment_id(node.part):
             return
         node.state, node.progress = "training", progress
-        self._metrics.speed.labels(node.name).set(progress.samples_per_second)
-        self._metrics.train_loss.labels(node.name).set(progress.loss)
+        self._metrics.trains(node.name, progress)
         self.changed()
 
     def failed(self, node: Node, assignment: str, reason: str) -> None:
