@@ -3,6 +3,7 @@
 # make bench  short benchmarks                   make fuzz   wild messages (MESSAGES=100000 SEED=1)
 # make chaos  random kills, then the bytes are compared (MINUTES=10 KILLS=200 SEED=...)
 # make soak   thousands of rounds with flat memory (MINUTES=30)
+# make test-compose   deploy/docker tried on a Docker engine of its own, where that can be
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,10 +11,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check bench chaos soak fuzz clean
+.PHONY: help setup demo test test-compose check bench chaos soak fuzz clean
 
 help:
-	@sed -n 's/^# *//p' Makefile | head -5
+	@sed -n 's/^# *//p' Makefile | head -6
 
 setup: $(READY)
 
@@ -34,6 +35,10 @@ check: $(READY)
 
 test: check
 	$(BIN)/pytest
+
+# Root, a Docker engine and debootstrap: it says what it lacks, and skips that.
+test-compose: $(READY)
+	$(BIN)/python -m deploy.docker.selftest $(if $(FOLDER),--folder $(FOLDER))
 
 bench: $(READY)
 	$(BIN)/python benchmarks/rounds.py --quick

@@ -18,6 +18,7 @@ case $device in
 esac
 if [ "$device" = cuda ] || { [ "$device" = auto ] &&
     python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }; then
+    if [ "$device" = cuda ]; then export DS_ACCELERATOR=cuda; fi
     device="CUDA"
     options=(DS_BUILD_CPU_ADAM=1)
 else

@@ -29,6 +29,7 @@ from deploy.docker.selftest.standins import image_names, make_standins
 
 _OVERRIDE = str(Path(__file__).with_name("build.yaml"))
 _IMAGES = ("coordinator", "node")
+_INDEX_PORT = 18099  # always the same: the address is part of what a layer is known by
 
 
 def main() -> int:
@@ -81,7 +82,8 @@ def _try(engine: Engine, options: argparse.Namespace, record: Record) -> None:
         if index:
             engine.environment["TORCH_INDEX"] = index
         files = ("compose.yaml", _OVERRIDE)
-        cluster.compose("build", "coordinator", "node", files=files, seconds=3600)
+        for service in _IMAGES:  # in turn: the second finds the first one's layers
+            cluster.compose("build", service, files=files, seconds=3600)
         facts.extend(_sizes(engine))
     engine.run_mode()
     try:
@@ -121,12 +123,13 @@ def _index(wheels: Path | None) -> Iterator[str | None]:
             """The build's log tells."""
 
     handler = functools.partial(Quiet, directory=str(folder))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer(("127.0.0.1", _INDEX_PORT), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://127.0.0.1:{_INDEX_PORT}"
     finally:
         server.shutdown()
+        server.server_close()
         shutil.rmtree(folder)
 
 

@@ -21,6 +21,11 @@ _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _PATH = "ENV PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 # libpython3.11-dev: python:slim has Python's C headers, for what is built against them.
 _PACKAGES = ["python3.11", "libpython3.11-dev", "python3-pip", "python3-venv", "ca-certificates"]
+# As in Debian's own images: what apt has fetched does not stay in a layer.
+_CLEAN = """\
+DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/*.bin || true"; };
+Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";
+"""
 _MONITORING = ["prometheus", "python3-yaml", "wget"]
 
 
@@ -81,6 +86,7 @@ def _finish_python(root: Path) -> None:
         link = root / "usr/local/bin" / name
         link.unlink(missing_ok=True)
         link.symlink_to(f"/usr/bin/{target}")
+    (root / "etc/apt/apt.conf.d/docker-clean").write_text(_CLEAN)
     if _CERTIFICATES.exists():
         shutil.copy(_CERTIFICATES, root / "etc/ssl/certs/ca-certificates.crt")
     (root / "etc/pip.conf").write_text(f"[global]\ncert = {_CERTIFICATES}\n")
@@ -93,6 +99,8 @@ def _own(path: Path, user: int, group: int) -> None:
 
 
 def _import(engine: Engine, root: Path, name: str, start: str) -> None:
+    if engine.docker("images", "--quiet", name):
+        return  # kept from the last time, and with it the layers that were built upon it
     pack = subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE)
     subprocess.run(
         ["docker", "import", "--change", _PATH, "--change", start, "-", name],
