@@ -7,12 +7,12 @@
 set -eu
 nodes=${1:-4} namespace=${2:-partsum}
 umask 077
-[ -e access/operator.toml ] || partsum certs init --folder access
+[ -e access/operator.toml ] || partsum certs init --folder access >/dev/null
 mkdir -p credentials
 number=0
 while [ "$number" -lt "$nodes" ]; do
     file=credentials/partsum-node-$number.credentials.toml
-    [ -e "$file" ] || partsum tokens node "partsum-node-$number" --folder access --out "$file"
+    [ -e "$file" ] || partsum tokens node "partsum-node-$number" --folder access --out "$file" >/dev/null
     number=$((number + 1))
 done
 kubectl get namespace "$namespace" >/dev/null 2>&1 || kubectl create namespace "$namespace"

@@ -38,6 +38,11 @@ def services() -> Json:
     return found
 
 
+def stage(target: str) -> str:
+    """The lines of one stage of the Dockerfile."""
+    return (DOCKER / "Dockerfile").read_text().split(f" AS {target}\n")[1].split("\nFROM ")[0]
+
+
 # -- images ----------------------------------------------------------------------------------------
 
 
@@ -156,8 +161,7 @@ def test_every_image_has_a_version_and_a_health_check(services: Json) -> None:
     dockerfile = (DOCKER / "Dockerfile").read_text()
     assert re.search(r"^ARG PYTHON_IMAGE=python:\d+\.\d+\.\d+-slim-\w+$", dockerfile, re.M)
     for target in ("coordinator", "node"):
-        stage = dockerfile.split(f" AS {target}\n")[1].split("\nFROM ")[0]
-        assert "HEALTHCHECK" in stage
+        assert "HEALTHCHECK" in stage(target)
     for name in OTHERS:
         assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", services[name]["image"])
         assert services[name]["healthcheck"]["test"]

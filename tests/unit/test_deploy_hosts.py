@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,8 +78,6 @@ def test_the_pods_satisfy_the_restricted_standard_and_see_their_own_secrets() ->
         claims = document["spec"].get("volumeClaimTemplates", [])
         offered = {one["name"] for one in pod["volumes"]} | {c["metadata"]["name"] for c in claims}
         assert mounted == offered
-    script = (KUBERNETES / "make-secrets.sh").read_text()
-    assert "authority.key" not in script  # it never leaves the host that makes credentials
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl here")
@@ -95,3 +95,27 @@ def test_kustomize_builds_the_overlays(overlay: str) -> None:
     ]
     wanted = {"base": [None, None], "gpu": [1, 1]}[overlay]
     assert [c["resources"]["limits"].get("nvidia.com/gpu") for c in containers] == wanted
+
+
+def test_kubernetes_gets_credentials_for_each_pod_and_not_the_authoritys_key(
+    tmp_path: Path,
+) -> None:
+    """With a kubectl that writes down what it is asked."""
+    kubectl = tmp_path / "bin" / "kubectl"
+    kubectl.parent.mkdir()
+    kubectl.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/asked\n')
+    kubectl.chmod(0o755)
+    path = f"{kubectl.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = ["sh", str(KUBERNETES / "make-secrets.sh"), "2", "training"]
+    for _ in range(2):  # again, it makes nothing anew
+        subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, "PATH": path}, check=True, timeout=60
+        )
+    asked = (tmp_path / "asked").read_text()
+    assert "--from-file access/members.json" in asked
+    assert "authority.key" not in asked
+    assert (
+        "create secret generic partsum-nodes --namespace training --from-file credentials" in asked
+    )
+    made = {path.name for path in (tmp_path / "credentials").iterdir()}
+    assert made == {f"partsum-node-{k}.credentials.toml" for k in range(2)}

@@ -91,8 +91,11 @@ def _is_closed(cluster: Cluster, record: Record) -> None:
             assert host["ReadonlyRootfs"], service
             assert host["CapDrop"] == ["ALL"], service
             assert not host["Privileged"], service
-        script = "touch /x /opt/partsum/x /credentials/x 2>/dev/null && exit 1; id -u; ls -A access"
-        seen = cluster.compose("exec", "-T", "node", "sh", "-c", f"{script} 2>/dev/null; true")
+        script = (
+            "for place in / /opt/partsum/ /credentials/ /etc/; do"
+            " ! touch ${place}x 2>/dev/null || exit 1; done; id -u; ls -A access 2>/dev/null; true"
+        )
+        seen = cluster.compose("exec", "-T", "node", "sh", "-c", script)
         assert seen.split() == ["10001"], f"a node sees {seen!r}"
         facts.append("a node is uid 10001 and cannot see the access folder")
     with record.step("no credentials in any log"):
