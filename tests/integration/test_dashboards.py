@@ -43,15 +43,16 @@ def test_every_panel_has_data_of_a_run_that_searches_and_hands_off(
     make_cluster: Callable[..., Cluster], tmp_path: Path
 ) -> None:
     cluster = make_cluster(
-        rounds=3,
-        local_epochs=8.0,
+        rounds=2,
+        local_epochs=6.0,
         parts='planner = "structures"\nmoments = "travel"',
-        rounds_section="min_nodes = 3",
+        rounds_section="min_nodes = 2",
         handoff=True,
+        handoff_section="batch_size = 8",
         more=SEARCH,
     )
     cluster.coordinator()
-    nodes = ("a", "b", "c")
+    nodes = ("a", "b")
     for name in nodes:
         cluster.node(name, metrics="0")
     targets = {
