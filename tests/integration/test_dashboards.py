@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from tests.dashboards import panels
@@ -77,9 +77,8 @@ def assert_all_have_data(prometheus: Prometheus, begun: float, ended: float) -> 
     empty = []
     for panel in panels():
         for query in panel.queries():
-            words = {"query": query, "start": begun, "end": ended, "step": 0.25}
-            result: list[dict[str, Any]] = prometheus.ask("query_range", **words)["result"]
-            values = [float(value) for series in result for _, value in series["values"]]
+            found = prometheus.ask("query_range", query=query, start=begun, end=ended, step=0.25)
+            values = [float(v) for series in found["result"] for _, v in series["values"]]
             if not any(map(math.isfinite, values)):
                 empty.append(f"{panel.name}: {query}")
     assert not empty, "\n".join(empty)
