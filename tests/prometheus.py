@@ -29,7 +29,8 @@ class Prometheus:
         config: Any = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": every, "evaluation_interval": "1s"}
         for job in config["scrape_configs"]:
-            del job["dns_sd_configs"]
+            for key in [key for key in job if key.endswith("_sd_configs")]:
+                del job[key]
             ports = targets.pop(job["job_name"])
             job["static_configs"] = [{"targets": [f"127.0.0.1:{port}" for port in ports]}]
         assert not targets, "no such job"

@@ -162,7 +162,7 @@ def _bytes() -> Panels:
             "short",
             {
                 "update: {{reason}}": f"sum by (reason) ({_more('updates_refused')})",
-                "assignments failed": f"sum({_more('assignments_failed')}) or vector(0)",
+                "assignments failed": f"sum({_more('assignments_failed')})",
                 "rounds without a part": f"sum({_more('rounds_partial')})",
                 "loss not finite: {{of}}": f"sum by (of) ({_more('losses_not_finite')})",
             },

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from tests.dashboards import panels
@@ -43,15 +43,16 @@ def test_every_panel_has_data_of_a_run_that_searches_and_hands_off(
     make_cluster: Callable[..., Cluster], tmp_path: Path
 ) -> None:
     cluster = make_cluster(
-        rounds=3,
-        local_epochs=8.0,
+        rounds=2,
+        local_epochs=6.0,
         parts='planner = "structures"\nmoments = "travel"',
-        rounds_section="min_nodes = 3",
+        rounds_section="min_nodes = 2",
         handoff=True,
+        handoff_section="batch_size = 8",
         more=SEARCH,
     )
     cluster.coordinator()
-    nodes = ("a", "b", "c")
+    nodes = ("a", "b")
     for name in nodes:
         cluster.node(name, metrics="0")
     targets = {
@@ -76,9 +77,8 @@ def assert_all_have_data(prometheus: Prometheus, begun: float, ended: float) -> 
     empty = []
     for panel in panels():
         for query in panel.queries():
-            words = {"query": query, "start": begun, "end": ended, "step": 0.25}
-            result: list[dict[str, Any]] = prometheus.ask("query_range", **words)["result"]
-            values = [float(value) for series in result for _, value in series["values"]]
+            found = prometheus.ask("query_range", query=query, start=begun, end=ended, step=0.25)
+            values = [float(v) for series in found["result"] for _, v in series["values"]]
             if not any(map(math.isfinite, values)):
                 empty.append(f"{panel.name}: {query}")
     assert not empty, "\n".join(empty)

@@ -171,6 +171,7 @@ class NodeDesk:
             stream_samples=config.data.stream,
         )
         session.send(pb.ControlResponse(welcome=welcome))
+        self._metrics.welcome(node.name)
         log.info("node %s connected", node.name)
         self.changed()
         return node, session

@@ -116,11 +116,17 @@ class Metrics:
             (self.refused, REFUSALS),
             (self.denied, DENIALS),
             (self.not_finite, LOSSES),
+            (self.stage_seconds, STAGES),
         ):
             for reason in reasons:
                 counter.labels(reason)
         for gauge in (self.loss, self.accuracy, self.best, self.handoff_loss):
             gauge.set(math.nan)
+
+    def welcome(self, node: str) -> None:
+        """Nothing has counted yet of a node that joins."""
+        for counter in (self.updates, self.failures):
+            counter.labels(node)
 
     def got_further(self) -> None:
         """The run is not stalled."""

@@ -80,7 +80,7 @@ class RunFigures(Collector):
             yield GaugeMetricFamily(*_STEPS, value=progress.steps)
             yield GaugeMetricFamily(*_HANDOFF_MEMORY, value=progress.peak_memory_bytes)
         if run.board is not None:
-            yield from _structures(run.board)
+            yield from structure_figures(run.board)
 
 
 def _info(run: Run) -> Metric:
@@ -99,7 +99,8 @@ def _disk(folder: Path) -> Iterator[Metric]:
     yield GaugeMetricFamily(*_DISK_SIZE, value=disk.total)
 
 
-def _structures(board: Leaderboard) -> list[GaugeMetricFamily]:
+def structure_figures(board: Leaderboard) -> list[GaugeMetricFamily]:
+    """How the first places do, and what they cost."""
     metrics = [GaugeMetricFamily(*words, labels=["structure"]) for words in _STRUCTURE]
     for one in standings_of(board):
         values = (one.accuracy, one.loss, one.parameters, one.flops, one.seconds_per_sample)
