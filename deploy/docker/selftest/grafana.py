@@ -10,6 +10,7 @@ Runs alone inside a container: Python's standard library and PyYAML only.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import time
@@ -104,7 +105,10 @@ class Board:
         if not values:
             raise Problem(f"{text} has no values")
         several = variable.get("includeAll") or variable.get("multi")
-        return "(" + "|".join(map(re.escape, values)) + ")" if several else str(values[0])
+        if not several:
+            return str(values[0])
+        # A backslash of a regular expression is two in a PromQL string.
+        return "(" + "|".join(re.escape(value).replace("\\", "\\\\") for value in values) + ")"
 
     def _fill(self, text: str) -> str:
         def value(found: re.Match[str]) -> str:
@@ -141,7 +145,8 @@ def _run(sources: Sources, uid: str, query: str, seconds: int) -> Json:
         uid, "/api/v1/query_range", query=query, start=now - seconds, end=now, step=_STEP_SECONDS
     )
     series = answer["result"]
-    return {"series": len(series), "points": sum(len(one["values"]) for one in series)}
+    shown = [value for one in series for _, value in one["values"] if math.isfinite(float(value))]
+    return {"series": len(series), "points": len(shown)}
 
 
 def _read(folder: Path) -> Iterator[tuple[Path, Json]]:

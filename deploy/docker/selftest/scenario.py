@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 import time
 import tomllib
@@ -17,6 +16,7 @@ from deploy.docker.selftest.cluster import DOCKER, Cluster, Json, until
 _START_SECONDS = 240.0
 _RUN_SECONDS = 900.0
 _SCRAPE_SECONDS = 60.0
+_SEARCH = "./selftest/search.toml"
 _ACCURACY = 0.9  # of ten digits; one guesses 0.1
 
 
@@ -57,9 +57,10 @@ def play(cluster: Cluster, record: Record) -> None:
     _is_closed(cluster, record)
     _scales(cluster, record)
     _survives(cluster, record)
-    _finishes(cluster, record)
-    _shows(cluster, record, int(time.time() - began) + 10)
+    with record.step("the demo run finishes") as facts:
+        _finishes(cluster, facts)
     _goes_on(cluster, record)
+    _shows(cluster, record, int(time.time() - began) + 10)
     _goes_away(cluster, record)
 
 
@@ -152,25 +153,22 @@ def _survives(cluster: Cluster, record: Record) -> None:
         assert "resuming the unfinished run" in cluster.compose("logs", "coordinator")
 
 
-def _finishes(cluster: Cluster, record: Record) -> None:
-    with record.step("the demo run finishes") as facts:
+def _finishes(cluster: Cluster, facts: list[str]) -> None:
+    def ended() -> Json | None:
+        state: Json = cluster.containers("coordinator")[0]["State"]
+        return None if state["Running"] or state["Restarting"] else state
 
-        def ended() -> Json | None:
-            state: Json = cluster.containers("coordinator")[0]["State"]
-            return None if state["Running"] or state["Restarting"] else state
-
-        state = until("the coordinator ends", _RUN_SECONDS, ended)
-        assert state["ExitCode"] == 0, cluster.compose("logs", "--tail=30", "coordinator")
-        (coordinator,) = cluster.containers("coordinator")
-        with tempfile.TemporaryDirectory() as folder:
-            source = f"{coordinator['Id']}:/var/lib/partsum/runs"
-            cluster.engine.docker("cp", source, folder)
-            run = Path(folder, "runs", "latest").resolve()
-            summary = json.loads((run / "summary.json").read_text())
-            size = (run / "final.safetensors").stat().st_size
-        facts.append(f"accuracy {summary['accuracy']:.4f}, final.safetensors {size} bytes")
-        assert summary["state"] == "finished", summary
-        assert summary["accuracy"] > _ACCURACY, summary
+    state = until("the coordinator ends", _RUN_SECONDS, ended)
+    assert state["ExitCode"] == 0, cluster.compose("logs", "--tail=30", "coordinator")
+    (coordinator,) = cluster.containers("coordinator")
+    with tempfile.TemporaryDirectory() as folder:
+        cluster.engine.docker("cp", f"{coordinator['Id']}:/var/lib/partsum/runs", folder)
+        run = Path(folder, "runs", "latest").resolve()
+        summary = json.loads((run / "summary.json").read_text())
+        size = (run / "final.safetensors").stat().st_size
+    assert summary["state"] == "finished", summary
+    assert summary["final_accuracy"] > _ACCURACY, summary
+    facts.append(f"{run.name}, accuracy {summary['final_accuracy']:.4f}, {size} bytes of weights")
 
 
 def _shows(cluster: Cluster, record: Record, seconds: int) -> None:
@@ -181,13 +179,11 @@ def _shows(cluster: Cluster, record: Record, seconds: int) -> None:
     with record.step(title) as facts:
         answer = cluster.get(f"http://127.0.0.1:3000/check?seconds={seconds}")
         wrong = list(answer["problems"])
-        empty = 0
         for one in answer["panels"]:
             what = f"{one['board']}, {one['panel']!r}: {one['query']}"
             if "problem" in one:
                 wrong.append(f"{what}: {one['problem']}")
             elif not one["points"]:
-                empty += 1
                 wrong.append(f"{what}: no data")
         assert not wrong, "\n".join(wrong)
         boards = {one["board"] for one in answer["panels"]}
@@ -195,16 +191,19 @@ def _shows(cluster: Cluster, record: Record, seconds: int) -> None:
 
 
 def _goes_on(cluster: Cluster, record: Record) -> None:
-    with record.step("docker compose up again: the next run, with the nodes that wait") as facts:
-        cluster.compose("up", "--detach", "--no-build", "--no-recreate", "--scale", "node=4")
+    with record.step("another config, up again: a search, by the nodes that wait") as facts:
+        cluster.engine.environment["PARTSUM_CONFIG"] = _SEARCH
+        flags = ["--detach", "--no-build", "--no-deps"]
+        cluster.compose("up", *flags, "coordinator")
         until("coordinator healthy", _START_SECONDS, lambda: cluster.healthy("coordinator", 1))
         _connected(cluster, 4, facts)
-        facts.append(cluster.status()["run"])
+        _finishes(cluster, facts)
 
 
 def _goes_away(cluster: Cluster, record: Record) -> None:
     with record.step("down --volumes: nothing is left"):
         cluster.compose("down", "--volumes", "--timeout=30")
-        for kind in (["ps", "--all"], ["volume", "ls"]):
-            left = cluster.engine.docker(*kind, "--quiet")
-            assert not re.search(r"\S", left), f"docker {' '.join(kind)}: {left}"
+        for kind in ("ps --all", "volume ls", "network ls"):
+            ours = ["--quiet", "--filter", "label=com.docker.compose.project=partsum"]
+            left = cluster.engine.docker(*kind.split(), *ours)
+            assert not left.strip(), f"docker {kind}: {left}"
