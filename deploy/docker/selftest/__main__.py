@@ -53,8 +53,8 @@ def main() -> int:
     start = time.monotonic()
     try:
         _try(engine, options, record)
-    except (AssertionError, RuntimeError, TimeoutError) as error:
-        print(error, file=sys.stderr)
+    except (AssertionError, KeyError, RuntimeError, TimeoutError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     finally:
         engine.stop()
