@@ -37,6 +37,7 @@ EVERY = "$__rate_interval"
 _COLORS = {
     **dict.fromkeys(("waiting", "connecting", "loading"), "yellow"),
     **dict.fromkeys(("parts", "training"), "green"),
+    "cotrain": "#00a0a0",
     **dict.fromkeys(("handoff", "receiving"), "blue"),
     **dict.fromkeys(("finished", "sending"), "purple"),
     **dict.fromkeys(("failed", "gone"), "red"),
