@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from deploy.dashboards.picture import filled
 
+WINDOW = "5s"  # of rates, where a test scrapes four times a second
 GRAFANA = Path(__file__).parents[1] / "deploy" / "docker" / "grafana"
 _MOUNTED = "/etc/grafana/dashboards"  # where the compose file mounts GRAFANA/dashboards
 
@@ -30,14 +31,7 @@ class Panel:
     def queries(self) -> Iterator[str]:
         """What it asks, with Grafana's variables in place, as Grafana would fill them in."""
         for target in self.body["targets"]:
-            yield filled(target["expr"])
-
-
-def filled(query: str) -> str:
-    """A query with every variable of the dashboards at All, and windows that suit a short test."""
-    for name, value in (("rate_interval", "5s"), ("range", "60s")):
-        query = query.replace(f"$__{name}", value)
-    return re.sub(r"\$(instance|node)\b", ".*", query)
+            yield filled(target["expr"], WINDOW)
 
 
 def boards() -> dict[str, dict[str, Any]]:

@@ -29,6 +29,9 @@ def board(title: str, uid: str, about: str, rows: Mapping[str, Panels]) -> str:
     built = made.build()
     for number, placed in enumerate(built.panels or [], start=1):
         placed.id_val = number
+    assert built.templating is not None
+    for added in built.templating.list_val or []:
+        added.auto = added.auto_count = added.auto_min = None  # of another kind's
     return json.dumps(built, cls=JSONEncoder, indent=1, sort_keys=True) + "\n"
 
 

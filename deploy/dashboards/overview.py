@@ -108,7 +108,7 @@ def _learning() -> Panels:
 
 def _rounds() -> Panels:
     return [
-        timeline("Phase", PHASES, _PHASE, "What the run was in, over time."),
+        timeline("Phase", PHASES, _PHASE, "What the run was in, over time.", height=4),
         lines(
             "Time per stage",
             "s",

@@ -34,7 +34,17 @@ SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 COORDINATOR = 'instance=~"$instance"'
 EVERY = "$__rate_interval"
 """At least four scrapes: the shortest window in which a rate can be told."""
-_COLORS = ("yellow", "green", "blue", "purple", "orange", "red", "text")
+_COLORS = {
+    **dict.fromkeys(("waiting", "connecting", "loading"), "yellow"),
+    **dict.fromkeys(("parts", "training"), "green"),
+    "cotrain": "#00a0a0",
+    **dict.fromkeys(("handoff", "receiving"), "blue"),
+    **dict.fromkeys(("finished", "sending"), "purple"),
+    **dict.fromkeys(("failed", "gone"), "red"),
+    **dict.fromkeys(("stopped", "benched"), "orange"),
+    "idle": "text",
+}
+"""The same on every dashboard."""
 
 
 def of_node(expression: str, *labels: str) -> str:
@@ -115,11 +125,11 @@ def lines(
 
 
 def timeline(
-    title: str, names: Sequence[str], queries: Queries, about: str, width: int = 24
+    title: str, names: Sequence[str], queries: Queries, about: str, height: int = 8
 ) -> statetimeline.Panel:
     """A bar over time for each series, in the colour of what it is; ``names`` of 0, 1, 2 ..."""
     panel = statetimeline.Panel().merge_values(True).show_value(looks.VisibilityMode.AUTO)
-    _furnish(panel, title, "none", queries, about, (width, 8))
+    _furnish(panel, title, "none", queries, about, (24, height))
     return panel.mappings([_named(names)])
 
 
@@ -187,9 +197,7 @@ def _furnish(
 def _named(names: Sequence[str]) -> models.ValueMap:
     return models.ValueMap(
         {
-            str(place): models.ValueMappingResult(
-                text=name, color=_COLORS[place % len(_COLORS)], index=place
-            )
+            str(place): models.ValueMappingResult(text=name, color=_COLORS[name], index=place)
             for place, name in enumerate(names)
         }
     )

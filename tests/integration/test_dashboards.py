@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.dashboards import panels
+from deploy.dashboards.picture import Picture
+from tests.dashboards import WINDOW, boards, panels
 from tests.prometheus import SHIPPED, Prometheus
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ def test_every_panel_has_data_of_a_run_that_searches_and_hands_off(
         assert cluster.wait("coordinator") == 0, cluster.log("coordinator")
         ended = time.time()
         assert_all_have_data(prometheus, begun, ended)
+        picture = Picture(prometheus.url, begun, ended, WINDOW)
+        for name in ("run.json", "handoff.json", "structures.json"):  # panels of every kind
+            picture.draw(boards()[name], tmp_path / f"{name}.png")
+            assert (tmp_path / f"{name}.png").stat().st_size > 10_000
         rules = prometheus.ask("rules")["groups"][0]["rules"]
         assert {rule["health"] for rule in rules} == {"ok"}
         fired = prometheus.ask(

@@ -176,14 +176,14 @@ def test_losses_that_are_not_finite_are_counted_by_whose_they_are(metrics: Metri
 
     metrics.closed_round(RoundResult.scored("base-1", "d", fine, ()), 2.0)
     metrics.trains("a", Progress("r0-p0", 10, 0.7, 100.0))
-    metrics.hands_off(HandoffProgress(1, 9, 0.7, fine, 100.0, 1 << 20))
+    metrics.show_handoff(HandoffProgress(1, 9, 0.7, fine, 100.0, 1 << 20))
     assert counted() == [0, 0, 0]
     metrics.closed_round(RoundResult.scored("base-2", "d", None, ()), 2.0)  # not evaluated
     assert counted() == [0, 0, 0]
     metrics.closed_round(RoundResult.scored("base-3", "d", wild, ()), 2.0)
     metrics.trains("a", Progress("r0-p0", 20, math.nan, 100.0))
     assert counted() == [1, 1, 0]
-    metrics.hands_off(HandoffProgress(2, 9, 0.7, wild, 100.0, 1 << 20))
+    metrics.show_handoff(HandoffProgress(2, 9, 0.7, wild, 100.0, 1 << 20))
     assert counted() == [1, 1, 1]
     assert sample(metrics, "partsum_loss") == math.inf
 
@@ -196,7 +196,7 @@ def test_whatever_gets_a_run_further_moves_its_time_and_before_the_first_step_th
         lambda: metrics.trains("a", Progress("r0-p0", 10, 0.7, 100.0)),
         lambda: metrics.took_update("a"),
         lambda: metrics.closed_round(RoundResult.scored("base-1", "d", None, ()), 2.0),
-        lambda: metrics.hands_off(HandoffProgress(0, 9, 2.3, None, 0.0, 1 << 20)),
+        lambda: metrics.show_handoff(HandoffProgress(0, 9, 2.3, None, 0.0, 1 << 20)),
     )
     for step in steps:
         metrics.progressed.set(0)

@@ -240,7 +240,7 @@ class CoordinatorDaemon:
     def _show_handoff(self) -> None:
         progress = self.run.handoff_progress
         if progress is not None:
-            self.metrics.hands_off(progress)
+            self.metrics.show_handoff(progress)
         self._publish()
 
     # -- what operators see -----------------------------------------------------------------------

@@ -160,7 +160,7 @@ class Metrics:
         self.loss.set(math.nan if loss is None else loss)
         self.accuracy.set(math.nan if accuracy is None else accuracy)
 
-    def hands_off(self, progress: HandoffProgress) -> None:
+    def show_handoff(self, progress: HandoffProgress) -> None:
         """DeepSpeed tells how far it is. Before the first step there is no training loss."""
         self.got_further()
         self.handoff_step.set(progress.step)
