@@ -14,6 +14,7 @@ from partsum.coordinator.handover import begin_handoff, hand_over
 from partsum.coordinator.intake import Intake
 from partsum.coordinator.jobs import alive
 from partsum.coordinator.metrics import Metrics
+from partsum.coordinator.phases import phase_of, total_rounds
 from partsum.coordinator.reasons import why_failed
 from partsum.coordinator.registry import Registry
 from partsum.coordinator.rounds import RoundMachine
@@ -63,7 +64,7 @@ class CoordinatorDaemon:
 
     def start(self) -> None:
         """Begin to decide; call once the door is open."""
-        self.metrics.rounds.set(self.run.config.parts.rounds)
+        self.metrics.rounds.set(total_rounds(self.run.config))
         self._decide(e.Tick())
         self._spawn(self.desk.watch_heartbeats())
 
@@ -157,6 +158,10 @@ class CoordinatorDaemon:
                 self._spawn(self.desk.deliver(node, part))
             case e.Cancel(node, part, reason):
                 self.desk.cancel(node, part, reason)
+            case e.Form(gang):
+                self.desk.form(gang)
+            case e.Forget(part):
+                self.run.drop_update(self.run.next_round, part)
             case e.Merge(missing):
                 self._spawn(self._merge(missing, self._reason))
             case e.Handoff():
@@ -185,7 +190,8 @@ class CoordinatorDaemon:
             pushes=self.run.store.pushes(),
             masking=opening.masking,
         )
-        self._decide(e.Planned(opening.holders, opening.done, opening.needed))
+        gang = self.desk.restore_gang()
+        self._decide(e.Planned(opening.holders, opening.done, opening.needed, gang))
 
     def _lapse(self, error: LapsedError) -> None:
         assert self._secure is not None
@@ -239,14 +245,8 @@ class CoordinatorDaemon:
         self.metrics.accuracy.set(shown)
 
     def _show_handoff(self) -> None:
-        progress = self.run.handoff_progress
-        if progress is not None:
-            self.metrics.handoff_step.set(progress.step)
-            self.metrics.handoff_loss.set(progress.loss)
-            self.metrics.handoff_speed.set(progress.samples_per_second)
-            if progress.scores is not None:
-                self.metrics.loss.set(progress.scores.loss)
-                self.metrics.accuracy.set(progress.scores.accuracy)
+        if self.run.handoff_progress is not None:
+            self.metrics.show_handoff(self.run.handoff_progress)
         self._publish()
 
     # -- what operators see -----------------------------------------------------------------------
@@ -269,8 +269,8 @@ class CoordinatorDaemon:
     def _phase(self) -> str:
         if self.outcome.done():
             return self.outcome.result()[0]
-        phase = self._machine.phase
-        return "parts" if phase in {"planning", "training", "merging"} else phase
+        phase, at_work = self._machine.phase, {"planning", "training", "merging"}
+        return phase_of(self.run.config, self._machine.round) if phase in at_work else phase
 
     def status(self) -> RunStatus:
         """The run as an operator sees it."""
