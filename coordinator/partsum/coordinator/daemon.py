@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Coroutine
 
 from partsum.coordinator import events as e
 from partsum.coordinator.desk import NodeDesk, OpenRound
-from partsum.coordinator.handover import begin_handoff, hand_over
+from partsum.coordinator.handover import begin_handoff, begin_round, hand_over
 from partsum.coordinator.intake import Intake
 from partsum.coordinator.jobs import alive
 from partsum.coordinator.metrics import Metrics
+from partsum.coordinator.phases import phase_of, total_rounds
 from partsum.coordinator.reasons import why_failed
 from partsum.coordinator.registry import Registry
 from partsum.coordinator.rounds import RoundMachine
@@ -63,7 +64,7 @@ class CoordinatorDaemon:
 
     def start(self) -> None:
         """Begin to decide; call once the door is open."""
-        self.metrics.rounds.set(self.run.config.parts.rounds)
+        self.metrics.rounds.set(total_rounds(self.run.config))
         self.metrics.show_scores(self.run.loss, self.run.accuracy)
         self.metrics.got_further()
         self._decide(e.Tick())
@@ -159,6 +160,10 @@ class CoordinatorDaemon:
                 self._spawn(self.desk.deliver(node, part))
             case e.Cancel(node, part, reason):
                 self.desk.cancel(node, part, reason)
+            case e.Form(gang):
+                self.desk.form(gang)
+            case e.Forget(part):
+                self.run.drop_update(self.run.next_round, part)
             case e.Merge(missing):
                 self._spawn(self._merge(missing, self._reason))
             case e.Handoff():
@@ -169,6 +174,7 @@ class CoordinatorDaemon:
                 self._end("failed", reason)
 
     async def _plan_round(self, round: int) -> None:
+        begin_round(self.run, round, self.desk.registry.totals())
         live = [node for node in self.desk.registry if node.session]
         profiles = {node.name: node.profile for node in live if node.profile}
         plan, holders, done = await self.run.open_round(round, profiles)
@@ -187,7 +193,8 @@ class CoordinatorDaemon:
             pushes=self.run.store.pushes(),
             masking=opening.masking,
         )
-        self._decide(e.Planned(opening.holders, opening.done, opening.needed))
+        gang = self.desk.restore_gang()
+        self._decide(e.Planned(opening.holders, opening.done, opening.needed, gang))
 
     def _lapse(self, error: LapsedError) -> None:
         assert self._secure is not None
@@ -263,8 +270,8 @@ class CoordinatorDaemon:
     def _phase(self) -> str:
         if self.outcome.done():
             return self.outcome.result()[0]
-        phase = self._machine.phase
-        return "parts" if phase in {"planning", "training", "merging"} else phase
+        phase, at_work = self._machine.phase, {"planning", "training", "merging"}
+        return phase_of(self.run.config, self._machine.round) if phase in at_work else phase
 
     def status(self) -> RunStatus:
         """The run as an operator sees it."""

@@ -21,7 +21,7 @@ from partsum.shared.messages import Progress
 if TYPE_CHECKING:
     from partsum.coordinator.run import Run
 
-PHASES = ("waiting", "parts", "handoff", "finished", "stopped", "failed")
+PHASES = ("waiting", "parts", "cotrain", "handoff", "finished", "stopped", "failed")
 STAGES = ("plan", "send", "train", "receive", "merge", "evaluate", "commit")
 DENIALS = ("unauthenticated", "permission_denied", "resource_exhausted", "aborted")
 """gRPC's words for why the gate turns a call away."""
