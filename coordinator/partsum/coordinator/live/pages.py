@@ -3,7 +3,8 @@
 /                the page; beyond loopback, to a stranger, the form that asks for a token
 /api/status      the run at this moment
 /api/history     the rounds so far
-/api/events      the status again whenever it changes (Server-Sent Events)
+/api/events      the status again whenever it changes (Server-Sent Events); at the
+                     run's end the history too
 /login, /logout  POST: a cookie for a token, and back
 """
 
@@ -131,9 +132,11 @@ class LivePages:
                 last = self._ending.is_set()
                 status = self._status()
                 news = status.model_copy(update={"elapsed_seconds": 0.0})
+                if last:  # there is no time to ask for it
+                    yield _event("history", self._chronicle.history(ended=True))
                 if last or news != said or time.monotonic() - said_at > _ALIVE_SECONDS:
                     said, said_at = news, time.monotonic()
-                    yield f"event: status\ndata: {status.model_dump_json()}\n\n".encode()
+                    yield _event("status", status)
                 if last:
                     return
                 self._ending.wait(_NEWS_SECONDS + len(status.nodes) / 500)
@@ -194,6 +197,10 @@ class _Reply:
         return self.text(
             "303 See Other", "text/plain", b"", ("Location", "/"), ("Set-Cookie", cookie)
         )
+
+
+def _event(kind: str, value: BaseModel) -> bytes:
+    return f"event: {kind}\ndata: {value.model_dump_json()}\n\n".encode()
 
 
 def _page_files() -> dict[str, bytes]:

@@ -6,7 +6,7 @@ const LEFT = 58;
 const RIGHT = 12;
 
 /** Lines through points [x, value]; `bands` are phases behind them; returns what `readOut` needs. */
-export function curveChart(figure, { title, curves, bands, end, axis, valueText }) {
+export function curveChart(figure, { title, curves, bands, start, end, axis, valueText }) {
   const plot = figure.querySelector(".plot");
   const width = Math.max(plot.clientWidth, 280);
   const [top, bottom, height] = [30, 190, 224];
@@ -17,7 +17,7 @@ export function curveChart(figure, { title, curves, bands, end, axis, valueText 
     return null;
   }
   const ticks = niceTicks(Math.min(...values), Math.max(...values));
-  const across = scale(axis === "round" ? 1 : 0, Math.max(end, axis === "round" ? 2 : 1e-9), LEFT, width - RIGHT);
+  const across = scale(start, Math.max(end, start + 1e-3), LEFT, width - RIGHT);
   const up = scale(ticks[0], ticks.at(-1), bottom, top);
   show(
     plot,

@@ -136,10 +136,12 @@ const TIMES = [0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 720
 export function timeTicks(low, high, count) {
   const span = Math.max(high - low, 1e-3);
   const step = TIMES.find((time) => time >= span / count) ?? niceStep(span / count / 86400) * 86400;
-  const [unit, size] = [["s", 1], ["min", 60], ["h", 3600]].find(([u, z]) => high < 120 * z || u === "h");
+  const units = [["s", 1, 120], ["min", 60, 7200], ["h", 3600, Infinity]];
+  const [unit, size] = units.find(([, , most]) => high < most);
+  const asClock = step % size !== 0 && size > 1;
   const first = Math.ceil(low / step - 1e-9);
   const last = Math.floor(high / step + 1e-9);
   const ticks = [];
-  for (let k = first; k <= last; k++) ticks.push([k * step, digits((k * step) / size, 4)]);
-  return { ticks, unit };
+  for (let k = first; k <= last; k++) ticks.push([k * step, asClock ? clockText(k * step) : digits((k * step) / size, 4)]);
+  return { ticks, unit: asClock ? (high < 3600 ? "min:s" : "h:min:s") : unit };
 }

@@ -62,6 +62,7 @@ function stream() {
       silence = setTimeout(end, SILENCE_MS);
       take(JSON.parse(event.data));
     });
+    source.addEventListener("history", (event) => (page.history = JSON.parse(event.data)));
     source.addEventListener("error", end);
     document.addEventListener("visibilitychange", end);
   });
@@ -161,7 +162,7 @@ function section(id, children) {
   if (children.length) show($(id), children);
 }
 
-const width = () => document.querySelector("main").clientWidth - padding();
+const width = () => Math.max(280, document.querySelector("main").clientWidth - padding());
 const padding = () => {
   const style = getComputedStyle(document.querySelector("main"));
   return parseFloat(style.paddingLeft) + parseFloat(style.paddingRight);
@@ -173,10 +174,11 @@ function drawCurves(status, history) {
   const hand = byRound ? [] : history.handoff;
   const points = (rows, x, key) => rows.filter((row) => row[key] !== null).map((row) => [x(row), row[key]]);
   const seconds = (point) => point.seconds;
-  const end = byRound ? history.rounds.at(-1)?.round ?? 2 : elapsed();
+  const start = byRound ? 1 : history.rounds[0]?.opened_seconds ?? history.handoff_began_seconds ?? 0;
+  const end = byRound ? Math.max(history.rounds.at(-1)?.round ?? 2, 2) : elapsed();
   const bands = byRound ? [] : phaseBands(history, end);
   const draw = (id, title, curves, valueText) => {
-    page.charts[id] = curveChart($(id), { title, curves, bands, end, axis: page.axis, valueText });
+    page.charts[id] = curveChart($(id), { title, curves, bands, start, end, axis: page.axis, valueText });
   };
   $("learning").hidden = !history.rounds.length && !history.handoff.length;
   if ($("learning").hidden) return;

@@ -14,15 +14,15 @@ export function partsSection(status, history, width) {
   return [
     h("div", { class: "bar" }, h("h2", {}, "Parts"), h("p", { class: "note" }, headline(status, parts))),
     drawn,
-    parts.length <= TILES ? tiles(parts, history) : squares(parts, status, history),
+    parts.length <= TILES ? tiles(parts, history, status.round) : squares(parts, status, history),
   ];
 }
 
 /** Between rounds and after them: the newest round's parts, all in. */
 function lastParts(status, history) {
   const told = history?.parts ?? [];
-  const whole = status.round > 0 ? "in" : "waiting";
-  return told.map(({ part }) => ({ part, node: "", state: whole, progress: whole === "in" ? 1 : 0 }));
+  const whole = status.round > 0 ? "merged" : "waiting";
+  return told.map(({ part }) => ({ part, node: "", state: whole, progress: whole === "merged" ? 1 : 0 }));
 }
 
 function headline(status, parts) {
@@ -31,18 +31,18 @@ function headline(status, parts) {
   return `round ${Math.min(status.round + 1, status.rounds)}: ${status.parts_in} of ${status.parts_count} in, ${busy} at work`;
 }
 
-function tiles(parts, history) {
-  return h("ol", { class: "tiles" }, parts.map((part) => tile(part, history)));
+function tiles(parts, history, rounds) {
+  return h("ol", { class: "tiles" }, parts.map((part) => tile(part, history, rounds)));
 }
 
-function tile(part, history) {
+function tile(part, history, rounds) {
   const off = history?.parts[part.part]?.gates_off ?? [];
   return h(
     "li",
     { class: `tile ${partStyle(part.part)} ${part.state}` },
     h("p", {}, h("i", { class: `swatch ${partStyle(part.part)}` }), h("b", {}, `part ${part.part}`), h("span", { class: "state" }, stateText(part))),
     h("progress", { max: 1, value: part.progress.toFixed(3), "aria-label": `part ${part.part}` }),
-    h("p", { class: "small" }, part.node || (part.state === "in" ? "merged" : "nobody yet"), off.length > 0 && ` · ${many(off.length, "gate")} off`),
+    h("p", { class: "small" }, part.node || (part.state === "merged" ? `round ${rounds}` : "nobody yet"), off.length > 0 && ` · ${many(off.length, "gate")} off`),
   );
 }
 
@@ -94,7 +94,8 @@ function modelMap(parts, history, width) {
     { class: "map" },
     picture(width, bottom + 4, "Which part keeps which units, and how far each is trained", drawn),
     h("p", { class: "note small" },
-      "Each bar is a width group, each colour a part that keeps those units; pale: still to be trained in this round.",
+      "Each bar is a width group, each colour a part that keeps those units",
+      parts.some((part) => part.progress < 1) ? "; pale: still to be trained in this round." : ".",
       more > 0 && ` ${many(more, "more group")} not shown.`),
   );
 }

@@ -48,15 +48,11 @@ function handoffText(status) {
 
 export function figures(status, history) {
   const scored = (history?.rounds ?? []).filter((round) => round.accuracy !== null);
-  const before = scored.at(-2)?.accuracy;
-  const gained = status.phase === "parts" && before !== undefined && status.accuracy !== null
-    ? `${status.accuracy >= before ? "+" : ""}${digits(100 * (status.accuracy - before), 2)} points in the last round`
-    : "on validation data";
   const connected = status.nodes.filter((node) => node.state !== "gone");
   const busy = connected.filter((node) => BUSY.includes(node.state)).length;
   const speed = connected.reduce((sum, node) => sum + (node.state === "training" ? node.samples_per_second ?? 0 : 0), 0);
   const shown = [
-    ["Accuracy", shareText(status.accuracy), gained],
+    ["Accuracy", shareText(status.accuracy), gained(status, scored)],
     ["Loss", lossText(status.loss), "of the base, on validation data"],
     ["Nodes", String(connected.length), speed ? `${busy} at work, ${rateText(speed)} samples/s` : `${busy} at work`],
     ["To nodes", bytesText(status.bytes_sent), "from the coordinator"],
@@ -65,6 +61,15 @@ export function figures(status, history) {
   ];
   return h("dl", { class: "figures" }, shown.map(([name, value, small]) =>
     h("div", {}, h("dt", {}, name), h("dd", { class: "big" }, value), h("dd", { class: "small" }, small))));
+}
+
+/** What the newest step has brought, in words. */
+function gained(status, scored) {
+  const [before, newest] = scored.slice(-2).map((round) => round.accuracy);
+  if (status.handoff_steps && scored.length) return `${shareText(scored.at(-1).accuracy)} after the parts`;
+  if (newest === undefined || newest > 1) return "on validation data";
+  const points = 100 * (newest - before);
+  return points ? `${points > 0 ? "+" : ""}${digits(points, 2)} points in the last round` : "as in the round before";
 }
 
 export function nodesSection(status) {
@@ -88,7 +93,7 @@ function stateCounts(nodes) {
 
 function nodeRow(node) {
   const cells = [
-    ["part", node.part === null ? "" : [h("i", { class: `swatch ${partStyle(node.part)}` }), String(node.part), " ", h("progress", { max: 1, value: node.progress.toFixed(3), "aria-label": `${node.name}: part ${node.part}` })]],
+    ["part", node.part === null ? "" : [h("i", { class: `swatch ${partStyle(node.part)}` }), String(node.part), " ", h("progress", { max: 1, value: node.progress.toFixed(3), class: partStyle(node.part), "aria-label": `${node.name}: part ${node.part}` })]],
     ["samples/s", rateText(node.samples_per_second)],
     ["loss", lossText(node.loss)],
     ["peak memory", bytesText(node.peak_memory_bytes)],
