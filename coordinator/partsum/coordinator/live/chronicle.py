@@ -68,11 +68,12 @@ class Chronicle:
     def history(self, ended: bool) -> HistoryThen:
         """The run so far, as of a second ago at the most. Raises StateError."""
         with self._guard:
-            old = time.monotonic() - self._told_at > _FRESH_SECONDS
-            if self._told is None or (old and (ended or self._told.history != self.state())):
-                self._told = self._tell(ended)
-                self._told_at = time.monotonic()
-            return self._told
+            told, now = self._told, time.monotonic()
+            due = ended or now - self._told_at > _FRESH_SECONDS
+            if told is None or (due and (told.history != self.state() or _lacks(told, ended))):
+                told = self._told = self._tell(ended)
+                self._told_at = now
+            return told
 
     def _tell(self, ended: bool) -> HistoryThen:
         run, state = self._run, self.state()
@@ -167,6 +168,10 @@ class Chronicle:
             return None
         search = search_summary(board)
         return search.model_copy(update={"structures": search.structures[:_STRUCTURES]})
+
+
+def _lacks(told: HistoryThen, ended: bool) -> bool:
+    return ended and told.report is None
 
 
 def _round(row: Sequence[Any], losses: list[float]) -> RoundThen:

@@ -8,6 +8,7 @@ import {
 } from "./sections.js";
 
 const RETRY_MS = 2000;
+const REST_MS = 10000; // after the end: somebody may resume it, or start another run
 const HISTORY_MS = 1000; // the coordinator gathers it no more often
 const SILENCE_MS = 20000; // a stream says something every five seconds
 const ROUNDS_SHOWN = 40; // on the timeline
@@ -35,7 +36,7 @@ async function follow() {
       page.lostAt ||= Date.now();
     }
     draw();
-    await sleep(RETRY_MS);
+    await sleep(page.status && hasEnded(page.status) ? REST_MS : RETRY_MS);
   }
 }
 
@@ -243,7 +244,7 @@ function drawStructures(status, history) {
   }));
   const box = $("structures");
   const head = h("div", { class: "bar" }, h("h2", {}, "Structures"),
-    h("p", { class: "note" }, `${search.structures.filter((one) => one.alive).length} of ${search.structures.length} left; ${key} against cost, after round ${newest}`));
+    h("p", { class: "note" }, `${status.parts.length ? status.parts_count : search.structures.filter((one) => one.alive).length} of ${search.structures.length} left; ${key} against cost, after round ${newest}`));
   const plot = h("div", { class: "plot" });
   const old = box.querySelector(".plot");
   if (old) plot.append(...[...old.childNodes].map((node) => node.cloneNode(true)));

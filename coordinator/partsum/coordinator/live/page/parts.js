@@ -37,12 +37,13 @@ function tiles(parts, history, rounds) {
 
 function tile(part, history, rounds) {
   const off = history?.parts[part.part]?.gates_off ?? [];
+  const bits = bitsOf(history?.parts[part.part], history?.search?.gates ?? []);
   return h(
     "li",
     { class: `tile ${partStyle(part.part)} ${part.state}` },
-    h("p", {}, h("i", { class: `swatch ${partStyle(part.part)}` }), h("b", {}, `part ${part.part}`), h("span", { class: "state" }, stateText(part))),
+    h("p", {}, h("i", { class: `swatch ${partStyle(part.part)}` }), h("b", {}, bits ? h("code", {}, bits) : `part ${part.part}`), h("span", { class: "state" }, stateText(part))),
     h("progress", { max: 1, value: part.progress.toFixed(3), "aria-label": `part ${part.part}` }),
-    h("p", { class: "small" }, part.node || (part.state === "merged" ? `round ${rounds}` : "nobody yet"), off.length > 0 && ` · ${many(off.length, "gate")} off`),
+    h("p", { class: "small" }, part.node || (part.state === "merged" ? `round ${rounds}` : "nobody yet"), off.length > 0 && !bits && ` · ${many(off.length, "gate")} off`),
   );
 }
 
