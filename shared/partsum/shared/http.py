@@ -91,7 +91,11 @@ class Server(ThreadingMixIn, WSGIServer):
                 self._open += 1
                 self._unheard[request] = time.monotonic() + Handler.timeout
         if not full:
-            super().process_request(request, client_address)
+            try:
+                super().process_request(request, client_address)
+            except RuntimeError:  # no thread is to be had
+                self._leave(request)
+                raise
             return
         with contextlib.suppress(OSError):
             request.setblocking(False)
@@ -103,9 +107,12 @@ class Server(ThreadingMixIn, WSGIServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            with self._guard:
-                self._open -= 1
-                self._unheard.pop(request, None)
+            self._leave(request)
+
+    def _leave(self, request: socket.socket) -> None:
+        with self._guard:
+            self._open -= 1
+            self._unheard.pop(request, None)
 
     def heard(self, request: socket.socket) -> None:
         """Its request is whole."""

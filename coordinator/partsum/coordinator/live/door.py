@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
 
 from partsum.coordinator.access import Access
@@ -12,6 +13,8 @@ from partsum.coordinator.live.glimpse import Glimpse, Glimpses, NodeFigures
 from partsum.coordinator.live.guard import Guard
 from partsum.coordinator.live.pages import LivePages
 
+log = logging.getLogger(__name__)
+
 
 class LiveDoor:
     """Made and ended in the daemon's loop; ``pages`` answers in other threads."""
@@ -20,6 +23,8 @@ class LiveDoor:
         config = daemon.run.config.server
         self._glimpses = Glimpses(partial(_look, daemon))
         guard = Guard(access, config, lambda reason: daemon.metrics.denied.labels(reason).inc())
+        if advice := guard.advice():
+            log.warning("%s", advice)
         self.pages = LivePages(self._glimpses, Chronicle(daemon.run), guard)
 
     async def end(self) -> None:

@@ -72,6 +72,15 @@ class Guard:
         self._now = now
         self._refusals = RateLimits(_REFUSALS_PER_SECOND, _REFUSALS_AT_ONCE)
 
+    def advice(self) -> str:
+        """What whoever set this up should know; empty where there is nothing."""
+        if self._open or self._doorman is None:
+            return ""
+        return (
+            "the live page asks for an operator's token, which comes in the clear over plain HTTP: "
+            "put TLS in front of it, or come through a tunnel to loopback (docs/live.md)"
+        )
+
     def check(self, environ: WSGIEnvironment) -> None:
         """Whether this request may see the run. Raises TurnedAway."""
         if self._open:
@@ -98,10 +107,6 @@ class Guard:
             f"{_cookie_name(environ)}={value}; Max-Age={_COOKIE_SECONDS}; Path=/; HttpOnly; "
             f"SameSite=Strict{secure}"
         )
-
-    def no_cookie(self, environ: WSGIEnvironment) -> str:
-        """A Set-Cookie value that takes it back."""
-        return f"{_cookie_name(environ)}=; Max-Age=0; Path=/; HttpOnly; SameSite=Strict"
 
     def _check_host(self, given: str) -> None:
         """The name that the browser asked for must be one that nobody else can give away."""

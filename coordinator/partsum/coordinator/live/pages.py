@@ -5,7 +5,7 @@
 /api/history     the rounds so far
 /api/events      the status again whenever it changes (Server-Sent Events); at the
                      run's end the history too
-/login, /logout  POST: a cookie for a token, and back
+/login           POST: a cookie for a token
 """
 
 from __future__ import annotations
@@ -148,8 +148,6 @@ class LivePages:
     # -- coming in --------------------------------------------------------------------------------
 
     def _post(self, environ: WSGIEnvironment, path: str, reply: _Reply) -> Iterable[bytes]:
-        if path == "/logout":
-            return reply.moved(self._guard.no_cookie(environ))
         if path != "/login":
             raise TurnedAway("405 Method Not Allowed", "this page is to be looked at only")
         length = environ.get("CONTENT_LENGTH") or ""
