@@ -84,9 +84,10 @@ class Browser:
         return answer["result"].get("value")
 
     def until(self, script: str, seconds: float = 60.0) -> None:
-        """Wait until an expression is true in the page."""
+        """Wait until an expression is true in the page, which may lack what it asks for as yet."""
+        found = f"(() => {{ try {{ return !!({script}) }} catch {{ return false }} }})()"
         end = time.monotonic() + seconds
-        while not self.ask(f"!!({script})"):
+        while not self.ask(found):
             page = self.ask("document.body ? document.body.innerText : ''")
             assert time.monotonic() < end, f"never {script}; {self.complaints}; the page:\n{page}"
             time.sleep(0.05)
