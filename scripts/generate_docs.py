@@ -57,9 +57,7 @@ def configuration() -> str:
     plain, sections = [], []
     for name, field in RunConfig.model_fields.items():
         kind = field.annotation
-        if get_origin(kind) is Annotated:
-        return _json_type(inner[0], models)
-    if isinstance(kind, type) and issubclass(kind, Section):
+        if isinstance(kind, type) and issubclass(kind, Section):
             sections.append((name, kind))
         else:
             plain.append((name, field))
