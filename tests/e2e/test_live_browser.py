@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.browser import CHROMIUM, Browser
+from tests.faults.supervisor import free_port
 
 if TYPE_CHECKING:
     from tests.cluster import Cluster
@@ -25,11 +25,6 @@ HARMLESS = "net::ERR_"  # what the browser says while the coordinator is gone
 def browser() -> Iterator[Browser]:
     with closing(Browser()) as opened:
         yield opened
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def test_the_page_follows_a_run_through_a_crash_to_its_end(

@@ -28,6 +28,7 @@ from partsum.coordinator.service import (
     add_coordinator_service,
 )
 from partsum.coordinator.summary import Summary
+from partsum.coordinator.trackers.tracking import Tracking, chosen
 from partsum.protos.v1 import partsum_pb2_grpc as rpc
 from partsum.shared.errors import PartsumError
 from partsum.shared.metrics import MetricsServer
@@ -58,9 +59,13 @@ async def serve(run: Run, ready: int | None = None) -> Summary:
         host = _in_address(config.host)
         address = f"{host}:{_bind(server, host, config.port, access)}"
         run.store.note(address=address, access=str(access.folder.path) if access else "")
-        return await _serve(run, server, gate, access, address, ready)
+        tracking = Tracking(run, chosen(run.config.trackers))
+        tracking.start()
+        summary = await _serve(run, server, gate, access, address, ready)
     finally:
         await server.stop(_GRACE_SECONDS)
+    await asyncio.to_thread(tracking.end, summary)
+    return summary
 
 
 async def _serve(

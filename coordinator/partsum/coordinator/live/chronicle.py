@@ -15,6 +15,7 @@ from partsum.coordinator.live.history import HistoryThen, PartThen, RoundThen, T
 from partsum.coordinator.ranges import part_picture, visible_ranges
 from partsum.coordinator.records import RoundPlan
 from partsum.coordinator.run import Run
+from partsum.coordinator.store import Store
 from partsum.coordinator.summary import HandoffPoint, IncidentSummary, StageSeconds
 from partsum.coordinator.summary_structures import SearchSummary, search_summary
 from partsum.shared.part import WHOLE
@@ -103,11 +104,7 @@ class Chronicle:
     def _read_rounds(self) -> None:
         """Committed rounds stay as they are, so that only new ones are read."""
         known = self._rounds[-1].round if self._rounds else 0
-        losses: defaultdict[int, list[float]] = defaultdict(list)
-        rows = self._read(_ROUNDS, known)
-        for round, loss in self._read(_LOSSES, known) if rows else ():
-            losses[round].append(float("nan") if loss is None else float(loss))
-        self._rounds += [_round(row, losses[row[0]]) for row in rows]
+        self._rounds += committed_rounds(self._run.store, known)
 
     def _newest_parts(self) -> tuple[PartThen, ...]:
         newest = self._read(_NEWEST_PLAN)[0][0]
@@ -172,6 +169,15 @@ class Chronicle:
 
 def _lacks(told: HistoryThen, ended: bool) -> bool:
     return ended and told.report is None
+
+
+def committed_rounds(store: Store, known: int) -> list[RoundThen]:
+    """Rounds beyond the first ``known``, in order. Raises StateError."""
+    losses: defaultdict[int, list[float]] = defaultdict(list)
+    rows = store.journal.read(_ROUNDS, known)
+    for round, loss in store.journal.read(_LOSSES, known) if rows else ():
+        losses[round].append(float("nan") if loss is None else float(loss))
+    return [_round(row, losses[row[0]]) for row in rows]
 
 
 def _round(row: Sequence[Any], losses: list[float]) -> RoundThen:
