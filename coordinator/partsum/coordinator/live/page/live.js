@@ -10,7 +10,8 @@ import {
 const RETRY_MS = 2000;
 const REST_MS = 10000; // after the end: somebody may resume it, or start another run
 const HISTORY_MS = 1000; // the coordinator gathers it no more often
-const SILENCE_MS = 20000; // a stream says something every five seconds
+const ANSWER_MS = 10000; // the coordinator itself gives up after five seconds
+const SILENCE_MS = 12000; // a stream says something every five seconds
 const ROUNDS_SHOWN = 40; // on the timeline
 
 const page = { status: null, history: null, heardAt: 0, lostAt: 0, axis: "seconds", charts: {} };
@@ -20,7 +21,7 @@ const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 // ---- asking -------------------------------------------------------------------------------------
 
 async function ask(path) {
-  const answer = await fetch(path, { cache: "no-store" });
+  const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) });
   if (answer.status === 401) location.reload(); // the form for the token is there instead
   if (!answer.ok) throw new Error((await answer.json()).error);
   return answer.json();
@@ -57,10 +58,14 @@ function stream() {
       document.removeEventListener("visibilitychange", end);
       done();
     };
-    let silence = setTimeout(end, SILENCE_MS);
+    const mute = () => {
+      page.lostAt ||= Date.now() - SILENCE_MS;
+      end();
+    };
+    let silence = setTimeout(mute, SILENCE_MS);
     source.addEventListener("status", (event) => {
       clearTimeout(silence);
-      silence = setTimeout(end, SILENCE_MS);
+      silence = setTimeout(mute, SILENCE_MS);
       take(JSON.parse(event.data));
     });
     source.addEventListener("history", (event) => (page.history = JSON.parse(event.data)));
