@@ -30,7 +30,9 @@ def browser() -> Iterator[Browser]:
 def test_the_page_follows_a_run_through_a_crash_to_its_end(
     make_cluster: Make, browser: Browser, tmp_path: Path
 ) -> None:
-    cluster = make_cluster(rounds=3, local_epochs=15.0, port=free_port())
+    cluster = make_cluster(
+        rounds=3, local_epochs=15.0, port=free_port(), more="[trackers]\ntensorboard = true"
+    )
     config, port = cluster.folder / "run.toml", free_port()
     config.write_text(config.read_text().replace("metrics_port = 0", f"metrics_port = {port}"))
     cluster.coordinator()
@@ -53,9 +55,20 @@ def test_the_page_follows_a_run_through_a_crash_to_its_end(
     assert "The run is done." in browser.ask("document.querySelector('#reason').innerText")
     shown = browser.ask("document.querySelector('.figures .big').innerText")
     assert shown == f"{100 * float(str(cluster.summary()['final_accuracy'])):.2f} %"
+    curve = steps(cluster.run / "tensorboard" / "parts")
+    assert curve == [1, 2, 3], "a tracker's curve goes on where the crash was"
     looks_well(browser, tmp_path)
     serious = [text for text in browser.complaints if HARMLESS not in text]
     assert not serious, "a script failed, or the page was refused something by its own policy"
+
+
+def steps(folder: Path) -> list[int]:
+    """Of the curve that TensorBoard shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder), purge_orphaned_data=True)
+    found.Reload()
+    return [event.step for event in found.Scalars("loss/validation")]
 
 
 def looks_well(browser: Browser, folder: Path) -> None:

@@ -68,7 +68,7 @@ def listeners(page: Page, count: int, kept: ExitStack) -> list[HTTPResponse]:
 
 
 def test_a_run_is_followed_from_its_waiting_to_its_last_word(make_cluster: Make) -> None:
-    cluster = make_cluster(rounds=2)
+    cluster = make_cluster(rounds=2, more="[trackers]\ntensorboard = true")
     cluster.coordinator()
     assert "live page on http://127.0.0.1:" in cluster.log("coordinator")
     page = page_of(cluster)
@@ -94,6 +94,7 @@ def test_a_run_is_followed_from_its_waiting_to_its_last_word(make_cluster: Make)
     assert [part["units"] for part in history["parts"]] == summary["parts"]
     assert {stay["state"] for stay in history["timeline"]} == {"receiving", "training", "sending"}
     assert history["history"] == statuses[-1]["history"]
+    assert list((cluster.run / "tensorboard" / "parts").glob("events.out.tfevents.*"))
 
 
 def test_strangers_and_crowds_do_not_get_in_the_way(make_cluster: Make) -> None:

@@ -10,12 +10,11 @@ from dataclasses import asdict
 from typing import Literal
 
 from partsum.coordinator.live.glimpse import Glimpse, NodeFigures
+from partsum.coordinator.registry import State
 from partsum.coordinator.summary_record import Measured, Record
 from partsum.shared.messages import NodeStatus, RunStatus
 
 _PARTS = 256  # shown one by one; no screen has room for more
-
-State = Literal["loading", "idle", "receiving", "training", "sending", "gone", "benched"]
 
 
 class NodeNow(Record):
@@ -86,8 +85,8 @@ class StatusNow(Record):
     """The version of this format: fields may be added, and mean the same for ever."""
     run: str
     """The run's name."""
-    phase: Literal["waiting", "parts", "handoff", "finished", "stopped", "failed"]
-    """Where it is."""
+    phase: str
+    """Where it is: waiting, parts, handoff, finished, stopped, failed; others may be added."""
     reason: str
     """What it waits for and why, or why it ended, in a sentence."""
     round: int

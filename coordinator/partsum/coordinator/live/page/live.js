@@ -1,7 +1,7 @@
 // Follows a run: asks for its status, listens for changes, and draws what is new.
 
 import { curveChart, frontChart, readOut, timelineChart } from "./charts.js";
-import { countText, digits, h, lossText, secondsText, shareText, show } from "./draw.js";
+import { clockText, countText, digits, h, lossText, shareText, show } from "./draw.js";
 import { partsSection } from "./parts.js";
 import {
   figures, hasEnded, heading, incidentsSection, nodesSection, roundsSection, standingsTable, track,
@@ -12,6 +12,7 @@ const REST_MS = 10000; // after the end: somebody may resume it, or start anothe
 const HISTORY_MS = 1000; // the coordinator gathers it no more often
 const ANSWER_MS = 10000; // the coordinator itself gives up after five seconds
 const SILENCE_MS = 12000; // a stream says something every five seconds
+const NODES_DRAWN = 40;
 const ROUNDS_SHOWN = 40; // on the timeline
 
 const page = { status: null, history: null, heardAt: 0, lostAt: 0, axis: "seconds", charts: {} };
@@ -113,7 +114,7 @@ const elapsed = () => {
 function link() {
   const { status, lostAt } = page;
   if (hasEnded(status)) return { kind: "over", text: "the run has ended" };
-  if (lostAt) return { kind: "lost", text: `no answer for ${secondsText(Math.round((Date.now() - lostAt) / 1000))}, trying again` };
+  if (lostAt) return { kind: "lost", text: `no answer for ${clockText((Date.now() - lostAt) / 1000)}, trying again` };
   return { kind: "on", text: "live" };
 }
 
@@ -209,7 +210,7 @@ function phaseBands(history, end) {
 }
 
 function drawTimeline(status, history) {
-  const nodes = status.nodes.map((node) => node.name).slice(0, 40);
+  const nodes = status.nodes.map((node) => node.name).slice(0, NODES_DRAWN);
   const closed = history.rounds.map((round) => round.closed_seconds);
   const start = history.rounds.at(-ROUNDS_SHOWN)?.opened_seconds ?? history.timeline[0]?.start_seconds ?? 0;
   const told = history.timeline.map((stay) => ({ ...stay, start: stay.start_seconds, end: stay.end_seconds }));

@@ -4,9 +4,9 @@ import {
   bytesText, clockText, countText, digits, h, lossText, many, partStyle, rateText, s, secondsText, shareText,
 } from "./draw.js";
 
-const NODES = 100;
+const NODES = 16; // a screen has no room for more: those that do something come first
 const ROUNDS = 12;
-const INCIDENTS = 30;
+const INCIDENTS = 16;
 const STANDINGS = 10;
 const PHASES = { waiting: "waiting", parts: "parts", handoff: "hand-off" };
 export const STAGES = ["plan", "send", "train", "receive", "merge", "evaluate"];
@@ -80,9 +80,15 @@ export function nodesSection(status) {
     h("div", { class: "bar" }, h("h2", {}, "Nodes"), h("p", { class: "note" }, stateCounts(nodes))),
     h("table", { class: "nodes" },
       h("thead", {}, h("tr", {}, heads.map((name) => h("th", { scope: "col" }, name)))),
-      h("tbody", {}, nodes.slice(0, NODES).map(nodeRow))),
+      h("tbody", {}, telling(nodes).map(nodeRow))),
     nodes.length > NODES && h("p", { class: "note" }, `and ${many(nodes.length - NODES, "node")} more`),
   ];
+}
+
+function telling(nodes) {
+  if (nodes.length <= NODES) return nodes;
+  const rank = (node) => (BUSY.includes(node.state) ? 0 : ["idle", "loading"].includes(node.state) ? 2 : 1);
+  return [...nodes].sort((a, b) => rank(a) - rank(b)).slice(0, NODES);
 }
 
 function stateCounts(nodes) {
