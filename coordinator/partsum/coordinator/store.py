@@ -233,9 +233,9 @@ class Store:
                 "INSERT OR REPLACE INTO curve VALUES (?, ?, ?)", (step, at, json.dumps(body))
             )
 
-    def curve(self) -> list[tuple[int, float, dict[str, Any]]]:
-        """The hand-off's curve: (step, seconds of the run, loss and scores)."""
-        rows = self._read("SELECT step, at, body FROM curve ORDER BY step")
+    def curve(self, after: int = -1) -> list[tuple[int, float, dict[str, Any]]]:
+        """The hand-off's curve beyond a step: (step, seconds of the run, loss and scores)."""
+        rows = self._read("SELECT step, at, body FROM curve WHERE step > ? ORDER BY step", after)
         return [(step, at, json.loads(body)) for step, at, body in rows]
 
     # -- files ------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from partsum.shared.config.start import StartConfig
 from partsum.shared.config.structures import GatesConfig, StructuresConfig
 from partsum.shared.config.study import StudyConfig
 from partsum.shared.config.text import load_config, parse_config
+from partsum.shared.config.trackers import TrackersConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
 from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import (
@@ -44,6 +45,7 @@ __all__ = [
     "StructuresConfig",
     "StudyConfig",
     "TaskConfig",
+    "TrackersConfig",
     "TrainingConfig",
     "WireConfig",
     "load_config",

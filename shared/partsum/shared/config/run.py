@@ -26,6 +26,7 @@ from partsum.shared.config.section import Section
 from partsum.shared.config.start import StartConfig
 from partsum.shared.config.structures import GatesConfig, StructuresConfig, check_structures
 from partsum.shared.config.study import StudyConfig
+from partsum.shared.config.trackers import TrackersConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
 from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import (
@@ -70,6 +71,7 @@ class RunConfig(Section):
     handoff: HandoffConfig = HandoffConfig()
     study: StudyConfig = StudyConfig()
     server: ServerConfig = ServerConfig()
+    trackers: TrackersConfig = TrackersConfig()
 
     @model_validator(mode="after")
     def _quorum_of_nodes(self) -> RunConfig:
