@@ -93,7 +93,7 @@ def _print(
         )
     console.print(table)
     for sentence in advise(config):
-        console.print(f"warning: {sentence}", style="yellow")
+        console.print(f"warning: {sentence}", style="yellow", markup=False)
     console.print(
         f"about {gflop_text(flops)} GFLOP in all, {gflop_text(flops / config.parts.count)} for "
         f"each of {config.parts.count} nodes; FLOPs, memory and bytes are estimates",
