@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +74,7 @@ def configuration() -> str:
             plain.append((name, field))
     lines += _table(plain)
     for name, section in sections:
-        lines += ["", f"## [{name}]", "", section.__doc__ or "", ""]
+        lines += ["", f"## [{name}]", "", inspect.cleandoc(section.__doc__ or ""), ""]
         lines += _table(list(section.model_fields.items()))
     return "\n".join(lines) + "\n"
 
