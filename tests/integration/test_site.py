@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from tests.browser import Browser
 
 ROOT = Path(__file__).parents[2]
+SEARCHED = """new Promise((done) => {
+  const look = () => {
+    const said = document.querySelector(".md-search-result__meta")?.textContent ?? "";
+    said.includes("matching") ? done(said) : setTimeout(look, 50);
+  };
+  look();
+})"""
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 
 if importlib.util.find_spec("mkdocs") is None:
@@ -80,6 +89,17 @@ def test_the_search_knows_what_is_on_the_pages(site: Path) -> None:
     assert {"index.html", "cli.html", "architecture.html"} <= told
     assert any("quarantined" in entry["text"] for entry in index["docs"])
     assert (site / "search" / "search_index.js").exists()  # for pages that are opened as files
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_the_search_finds_something_where_the_site_is_opened_as_a_file(
+    site: Path, tmp_path: Path
+) -> None:
+    browser = Browser(f"{(site / 'index.html').as_uri()}?q=quarantined", tmp_path)
+    try:
+        assert re.search(r"\d+ matching documents", browser.ask(SEARCHED))
+    finally:
+        browser.close()
 
 
 def test_links_between_the_repositorys_pages_are_links_between_the_sites(site: Path) -> None:
