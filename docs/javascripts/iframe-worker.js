@@ -7,7 +7,6 @@ if (location.protocol === "file:") {
       this.frame = document.createElement("iframe");
       this.frame.hidden = true;
       const loaded = new Promise((done) => this.frame.addEventListener("load", done));
-      document.body.appendChild(this.frame);
       this.frame.srcdoc = `<script>
         window.postMessage = (data) => parent.dispatchEvent(
           new MessageEvent("frame-worker", { data, source: window }));
@@ -24,6 +23,7 @@ if (location.protocol === "file:") {
           this.dispatchEvent(new MessageEvent("message", { data: event.data }));
         }
       });
+      document.body.appendChild(this.frame);  // last: an empty frame would be loaded at once
       this.ready = loaded;
     }
 
