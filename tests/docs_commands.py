@@ -21,7 +21,8 @@ from partsum.shared.cli import build_parser
 ROOT = Path(__file__).parents[1]
 GENERATED = {"cli.md"}  # from the parsers themselves
 PROGRAMS = (
-    "apt", "cp", "curl", "docker", "docker-compose", "git", "helm", "kubectl", "make", "mkdocs",
+    "apt", "cd", "cp",
+    "curl", "docker", "docker-compose", "git", "helm", "kubectl", "make", "mkdocs",
     "mlflow", "partsum", "pip", "prometheus", "promtool", "pytest", "python", "python3", "ssh",
     "sudo", "systemctl", "tensorboard", "torchrun", "wandb",
 )  # fmt: skip

@@ -52,6 +52,6 @@ def test_a_list_or_table_has_an_empty_line_before_it_which_the_site_needs(page: 
 def test_every_page_is_in_the_sites_navigation() -> None:
     """By words, since MkDocs is not needed to run partsum; what is in `nav` MkDocs checks."""
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
-    listed = set(re.findall(r"(\S+\.md)$", nav, re.MULTILINE))
+    listed = set(re.findall(r"^ +- (?:[^#\n]*: )?(\S+\.md)\b", nav, re.MULTILINE))
     lost = {page.name for page in (ROOT / "docs").glob("*.md")} - listed
     assert not lost, "add each to nav in mkdocs.yml"
