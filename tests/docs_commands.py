@@ -172,7 +172,8 @@ def _targets() -> set[str]:
 def _python(script: str, rest: list[str]) -> str:
     path = ROOT / script
     if not path.exists():
-        return f"there is no {script}"
+        printed = any(f" file={script}\n" in page.read_text(encoding="utf-8") for page in pages())
+        return "" if printed else f"there is no {script}"
     known = "".join(p.read_text(encoding="utf-8") for p in path.parent.glob("*.py"))
     flags = {word.partition("=")[0] for word in rest if word.startswith("--")}
     return _missing("flags", {flag for flag in flags if f'"{flag}"' not in known})
