@@ -68,10 +68,14 @@ class Scene:
 
 
 def pages() -> list[Path]:
-    """All pages that are written by hand."""
+    """All pages of the site that are written by hand, and the README."""
     outside = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")
     inside = (p for p in sorted((ROOT / "docs").glob("*.md")) if p.name not in GENERATED)
-    return [*(ROOT / name for name in outside), *inside]
+    return [
+        *(ROOT / name for name in outside),
+        *inside,
+        *sorted((ROOT / "benchmarks").glob("*.md")),
+    ]
 
 
 @cache
@@ -152,7 +156,7 @@ def trouble(command: str) -> str:
         case ["make", *rest]:
             targets = {word for word in rest if "=" not in word}
             return _missing("make targets", targets - _targets())
-        case ["python" | "python3", script, *rest] if not script.startswith("-"):
+        case ["python" | "python3", script, *rest] if "..." not in script and script[0] != "-":
             return _python(script, rest)
         case ["pytest", *rest]:
             paths = {word for word in rest if "/" in word}
