@@ -75,7 +75,7 @@ class Stage:
     """A folder with a scene's files, and its processes; all end with the scene."""
 
     def __init__(self, folder: Path, scene: Scene) -> None:
-        self.folder, self.port = folder, _free_port()
+        self.folder, self.scene, self.port = folder, scene, _free_port()
         self.running: list[tuple[Step, subprocess.Popen[bytes]]] = []
         (folder / "examples").symlink_to(ROOT / "examples")
         if any(name.startswith("examples/") for name in scene.files):
@@ -131,7 +131,7 @@ class Stage:
         """End what is left."""
         for _, process in reversed(self.running):
             if process.poll() is None:
-                process.terminate()
+                os.killpg(process.pid, signal.SIGTERM)
         for _, process in self.running:
             try:
                 process.wait(SECONDS)
@@ -168,11 +168,8 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     "stage", [pytest.param(scene, id=scene.name) for scene in scenes()], indirect=True
 )
 @pytest.mark.timeout(400)
-def test_a_scene_of_the_documents_plays(
-    stage: Stage, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_scene_of_the_documents_plays(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(stage.folder)
-    (scene,) = (s for s in scenes() if s.name in request.node.name)
-    for step in scene.steps:
+    for step in stage.scene.steps:
         stage.carry_out(step)
     stage.conclude()
