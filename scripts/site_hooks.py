@@ -27,7 +27,7 @@ OUTSIDE = {
 }
 COPIED = {"benchmarks": "*.png", "examples": "*.toml"}
 
-_LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 _FILE = re.compile(r"^(```\w+) file=(\S+)( run=after-training)?$", re.MULTILINE)
 _RUN = re.compile(r"^(```\w+) run=after-training$", re.MULTILINE)
 
@@ -43,7 +43,10 @@ def outside_files() -> dict[str, str]:
 
 
 def site_link(page: str, target: str) -> str:
-    """A link on a page of the site; ``page`` and ``target`` are as in the repository."""
+    """A link on a page of the site; ``page`` and ``target`` are as in the repository.
+
+    Empty for what is in the repository and not in the site.
+    """
     outside = outside_files()
     path = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
     if path.startswith("docs/"):
@@ -51,9 +54,15 @@ def site_link(page: str, target: str) -> str:
     elif path in outside:
         place = outside[path]
     else:
-        return target
+        return "" if (ROOT / path).exists() else target
     here = outside.get(page) or page.removeprefix("docs/")
     return posixpath.relpath(place, posixpath.dirname(here) or ".")
+
+
+def _link(page: str, found: re.Match[str]) -> str:
+    picture, text, target, anchor = found.groups(default="")
+    place = site_link(page, target)
+    return f"{picture}[{text}]({place}{anchor})" if place else text
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -69,6 +78,6 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     """Turn a page's links, and the tutorial's marks for its test, into what the site shows."""
     place = page.file.src_uri
     source = next((s for s, p in OUTSIDE.items() if p == place), f"docs/{place}")
-    markdown = _LINK.sub(lambda found: site_link(source, found[1]), markdown)
+    markdown = _LINK.sub(lambda found: _link(source, found), markdown)
     markdown = _FILE.sub(r'\1 title="\2"', markdown)
     return _RUN.sub(r"\1", markdown)

@@ -34,6 +34,7 @@ REDUCED: dict[str, dict[str, Any]] = {
     "digits": {"widths": [16, 16]},
     "image_mlp": {"widths": [16, 16]},
     "image_vit": {"width": 16, "heads": 4, "layers": 2, "patch": 4},
+    "image_residual_mlp": {"width": 16, "heads": 4, "layers": 2, "patch": 4},
     "char_gpt": {"width": 16, "heads": 4, "layers": 1, "context": 16},
 }
 
@@ -50,8 +51,9 @@ def reduced(path: Path, folder: Path) -> str:
     """An example on tiny data, as a config of two rounds without a hand-off."""
     config: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     kind = config["task"]["name"].rpartition(":")[2]
-    offline = {"image_mlp": "digits", "image_vit": "digits_vit"}.get(kind, kind)
-    config["task"] = {"name": f"partsum.shared.tasks:{offline}", "options": REDUCED[kind]}
+    offline = {"image_mlp": "digits", "image_vit": "digits_vit", "image_residual_mlp": "digits_vit"}
+    config["task"] = {"name": f"partsum.shared.tasks:{offline.get(kind, kind)}"}
+    config["task"]["options"] = dict(REDUCED[kind])
     config["folder"] = str(folder / "runs")
     if "study" in config:
         config["study"] |= {"keep": [1.0, 0.5], "epochs": 0.05, "base_epochs": 0.05, "seeds": [0]}

@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import Literal
 
 from partsum.coordinator.cost import part_size
+from partsum.coordinator.phases import RoundPhase, phase_of
 from partsum.coordinator.ranges import part_picture
 from partsum.coordinator.records import RoundPlan, Span
 from partsum.coordinator.registry import Registry
@@ -148,29 +149,15 @@ def _part_parameters(run: Run, plan: RoundPlan | None) -> tuple[int, ...]:
 
 def _phases(run: Run, registry: Registry, now: float) -> tuple[PhaseSummary, ...]:
     phases = []
-    results = run.store.results()
-    began = run.store.fact("handoff_began")
-    sent, received = run.store.fact("parts_bytes") or registry.totals()
-    if results:
-        scored = [result for result, _, _ in results.values() if result.loss is not None]
-        first = min(opened for _, opened, _ in results.values())
-        last = max(closed for _, _, closed in results.values())
-        peaks = [node.peak_memory_bytes for node in registry if node.peak_memory_bytes]
-        phases.append(
-            PhaseSummary(
-                name="parts",
-                rounds=len(results),
-                accuracy=scored[-1].accuracy if scored else None,
-                loss=scored[-1].loss if scored else None,
-                wall_seconds=last - first,
-                bytes_sent=sent,
-                bytes_received=received,
-                start_seconds=first,
-                peak_memory_bytes=max(peaks, default=None),
-            )
-        )
+    began, totals = run.store.fact("handoff_began"), registry.totals()
+    sent, received = run.store.fact("parts_bytes") or totals
+    searched = run.store.fact("search_bytes")
+    if parts := _rounds_phase(run, registry, "parts", (0, 0), searched or (sent, received)):
+        phases.append(parts)
+    if searched and (team := _rounds_phase(run, registry, "cotrain", searched, (sent, received))):
+        phases.append(team)
     if began is not None:
-        total_sent, total_received = registry.totals()
+        total_sent, total_received = totals
         end = run.store.fact("handoff") or {}
         scores = end.get("end") or {"accuracy": None, "loss": None}
         phases.append(
@@ -188,6 +175,34 @@ def _phases(run: Run, registry: Registry, now: float) -> tuple[PhaseSummary, ...
             )
         )
     return tuple(phases)
+
+
+def _rounds_phase(
+    run: Run,
+    registry: Registry,
+    name: RoundPhase,
+    before: tuple[int, int],
+    after: tuple[int, int],
+) -> PhaseSummary | None:
+    """A phase of rounds, and the bytes sent and received before and after it."""
+    every = run.store.results().items()
+    results = [result for round, result in every if phase_of(run.config, round) == name]
+    if not results:
+        return None
+    scored = [result for result, _, _ in results if result.loss is not None]
+    first = min(opened for _, opened, _ in results)
+    peaks = [node.peak_memory_bytes for node in registry if node.peak_memory_bytes]
+    return PhaseSummary(
+        name=name,
+        rounds=len(results),
+        accuracy=scored[-1].accuracy if scored else None,
+        loss=scored[-1].loss if scored else None,
+        wall_seconds=max(closed for _, _, closed in results) - first,
+        bytes_sent=after[0] - before[0],
+        bytes_received=after[1] - before[1],
+        start_seconds=first,
+        peak_memory_bytes=max(peaks, default=None),
+    )
 
 
 def _rounds(run: Run) -> tuple[RoundSummary, ...]:

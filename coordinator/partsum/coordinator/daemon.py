@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Coroutine
 
 from partsum.coordinator import events as e
 from partsum.coordinator.desk import NodeDesk, OpenRound
-from partsum.coordinator.handover import begin_handoff, hand_over
+from partsum.coordinator.handover import begin_handoff, begin_round, hand_over
 from partsum.coordinator.intake import Intake
 from partsum.coordinator.jobs import alive
 from partsum.coordinator.metrics import Metrics
+from partsum.coordinator.phases import phase_of, total_rounds
 from partsum.coordinator.reasons import why_failed
 from partsum.coordinator.registry import Registry
 from partsum.coordinator.rounds import RoundMachine
@@ -41,7 +42,7 @@ class CoordinatorDaemon:
     def __init__(self, run: Run, address: str) -> None:
         self.run = run
         registry = Registry(run.store.nodes())
-        self.metrics = Metrics(registry)
+        self.metrics = Metrics(registry, run)
         self.outcome: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
         self._machine = RoundMachine(
             round_settings(run.config), run.next_round, time.monotonic(), registry.benched()
@@ -63,7 +64,9 @@ class CoordinatorDaemon:
 
     def start(self) -> None:
         """Begin to decide; call once the door is open."""
-        self.metrics.rounds.set(self.run.config.parts.rounds)
+        self.metrics.rounds.set(total_rounds(self.run.config))
+        self.metrics.show_scores(self.run.loss, self.run.accuracy)
+        self.metrics.got_further()
         self._decide(e.Tick())
         self._spawn(self.desk.watch_heartbeats())
 
@@ -157,6 +160,10 @@ class CoordinatorDaemon:
                 self._spawn(self.desk.deliver(node, part))
             case e.Cancel(node, part, reason):
                 self.desk.cancel(node, part, reason)
+            case e.Form(gang):
+                self.desk.form(gang)
+            case e.Forget(part):
+                self.run.drop_update(self.run.next_round, part)
             case e.Merge(missing):
                 self._spawn(self._merge(missing, self._reason))
             case e.Handoff():
@@ -167,6 +174,7 @@ class CoordinatorDaemon:
                 self._end("failed", reason)
 
     async def _plan_round(self, round: int) -> None:
+        begin_round(self.run, round, self.desk.registry.totals())
         live = [node for node in self.desk.registry if node.session]
         profiles = {node.name: node.profile for node in live if node.profile}
         plan, holders, done = await self.run.open_round(round, profiles)
@@ -185,7 +193,8 @@ class CoordinatorDaemon:
             pushes=self.run.store.pushes(),
             masking=opening.masking,
         )
-        self._decide(e.Planned(opening.holders, opening.done, opening.needed))
+        gang = self.desk.restore_gang()
+        self._decide(e.Planned(opening.holders, opening.done, opening.needed, gang))
 
     def _lapse(self, error: LapsedError) -> None:
         assert self._secure is not None
@@ -216,15 +225,13 @@ class CoordinatorDaemon:
             log.info("privacy: epsilon %.3g at delta %g", spent, self.run.config.privacy.delta)
             self.metrics.epsilon.set(spent)
         self._show_scores(f"base {self.run.next_round}", result.loss, result.accuracy)
-        for stage, seconds in result.stage_seconds.items():
-            self.metrics.stage_seconds.labels(stage).observe(seconds)
-        self.metrics.merge_seconds.set(result.stage_seconds.get("merge", 0.0))
-        self.metrics.round_seconds.observe(self.run.clock.now() - self.run.opened)
+        self.metrics.closed_round(result, self.run.clock.now() - self.run.opened)
         registry = self.desk.registry
         self.run.store.note_nodes({node.name: registry.memory(node) for node in registry})
         self._decide(e.Merged())
 
     async def _hand_off(self) -> None:
+        self.metrics.got_further()
         begin_handoff(self.run, self.desk.registry.totals())
         await hand_over(self.run, self._show_handoff)
         self._show_scores("the final model", self.run.loss, self.run.accuracy)
@@ -235,18 +242,12 @@ class CoordinatorDaemon:
             return
         shown = float("nan") if accuracy is None else accuracy
         log.info("%s: loss %.4f, accuracy %.4f", of, loss, shown)
-        self.metrics.loss.set(loss)
-        self.metrics.accuracy.set(shown)
+        self.metrics.show_scores(loss, shown)
 
     def _show_handoff(self) -> None:
         progress = self.run.handoff_progress
         if progress is not None:
-            self.metrics.handoff_step.set(progress.step)
-            self.metrics.handoff_loss.set(progress.loss)
-            self.metrics.handoff_speed.set(progress.samples_per_second)
-            if progress.scores is not None:
-                self.metrics.loss.set(progress.scores.loss)
-                self.metrics.accuracy.set(progress.scores.accuracy)
+            self.metrics.show_handoff(progress)
         self._publish()
 
     # -- what operators see -----------------------------------------------------------------------
@@ -269,8 +270,8 @@ class CoordinatorDaemon:
     def _phase(self) -> str:
         if self.outcome.done():
             return self.outcome.result()[0]
-        phase = self._machine.phase
-        return "parts" if phase in {"planning", "training", "merging"} else phase
+        phase, at_work = self._machine.phase, {"planning", "training", "merging"}
+        return phase_of(self.run.config, self._machine.round) if phase in at_work else phase
 
     def status(self) -> RunStatus:
         """The run as an operator sees it."""

@@ -15,6 +15,7 @@ from partsum.coordinator.handoff import (
     HandoffResult,
     run_handoff,
 )
+from partsum.coordinator.phases import phase_of
 from partsum.coordinator.run import Run
 from partsum.shared.files import file_digest, sync_folder
 
@@ -25,6 +26,12 @@ def begin_handoff(run: Run, bytes_moved: tuple[int, int]) -> None:
     """Note where the parts phase ended, once."""
     if run.store.fact("handoff_began") is None:
         run.store.note(handoff_began=run.clock.now(), parts_bytes=bytes_moved)
+
+
+def begin_round(run: Run, round: int, bytes_moved: tuple[int, int]) -> None:
+    """Note what nodes moved before co-training, once."""
+    if phase_of(run.config, round) == "cotrain" and run.store.fact("search_bytes") is None:
+        run.store.note(search_bytes=bytes_moved)
 
 
 async def hand_over(run: Run, changed: Callable[[], None]) -> None:

@@ -71,6 +71,8 @@ class Intake:
             return f"part {update.part_index} of round {update.round} is already in"
         if node.name not in round.given.get(update.part_index, {job.node}):
             return f"part {update.part_index} of round {update.round} was given to others"
+        if round.generation and update.assignment_id != round.assignment_id(update.part_index):
+            return "the gang that trained it broke before all of its members had delivered"
         masking = round.masking.get(update.part_index)
         if update.session != (masking.session if masking else ""):
             return "its masks are not those of this round"  # it is told the right ones, or was
@@ -130,7 +132,7 @@ class Intake:
         node.updates += 1
         node.speed = update.samples_per_second
         node.peak_memory_bytes = max(node.peak_memory_bytes, update.peak_memory_bytes)
-        self._metrics.updates.labels(node.name).inc()
+        self._metrics.took_update(node.name)
         if node.part in {-1, update.part_index}:
             node.rest()
         self._decide(e.UpdateIn(node.name, update.part_index))

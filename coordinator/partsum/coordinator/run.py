@@ -21,6 +21,7 @@ from partsum.coordinator.handoff import HandoffProgress
 from partsum.coordinator.handoff_config import deepspeed_settings
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.leaderboard import Leaderboard
+from partsum.coordinator.phases import total_rounds
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.recovery import Recovery
 from partsum.coordinator.search import used_gates
@@ -28,6 +29,7 @@ from partsum.coordinator.search_workshop import SearchWorkshop
 from partsum.coordinator.standings import standings_of
 from partsum.coordinator.store import Store
 from partsum.coordinator.study.workshop import StudyWorkshop
+from partsum.coordinator.team_workshop import TeamWorkshop
 from partsum.coordinator.workplan import Workplan, make_workplan
 from partsum.coordinator.workshop import Workshop
 from partsum.shared.config import HandoffConfig, RunConfig
@@ -56,7 +58,9 @@ _CHECKS = 2  # updates looked at together: each holds some tensors, and nodes ma
 def _workshop_kind(config: RunConfig) -> type[Workshop]:
     if config.parts.is_study:
         return StudyWorkshop
-    return SearchWorkshop if config.parts.is_search else Workshop
+    if config.parts.is_search:
+        return TeamWorkshop if config.cotrain.rounds else SearchWorkshop
+    return Workshop
 
 
 class Run:
@@ -220,7 +224,7 @@ class Run:
             if not self.store.journal.back_up():
                 keep = 0  # the last backup still speaks of the bases that would go now
             self.store.tidy(keep, self.workshop.kept_paths(keep))
-            if round + 1 == self.config.parts.rounds:
+            if round + 1 == total_rounds(self.config):
                 self.store.spares.clear()  # nothing comes that could be written over them
 
     def leave(self) -> None:
@@ -264,7 +268,7 @@ class Run:
             phase=phase,  # type: ignore[arg-type]
             reason=reason,
             round=self.next_round,
-            rounds=self.config.parts.rounds,
+            rounds=total_rounds(self.config),
             parts_in=parts[0],
             parts=parts[1] or self.config.parts.count,
             loss=nan if self.loss is None else self.loss,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Set
+from dataclasses import replace
 
 from partsum.coordinator.events import RoundSettings
+from partsum.coordinator.phases import gang_rounds, total_rounds
 from partsum.coordinator.records import RoundPlan
 from partsum.shared import limits
 from partsum.shared.config import RunConfig
@@ -21,7 +23,7 @@ def round_settings(config: RunConfig) -> RoundSettings:
     parts, rounds, secure = config.parts, config.rounds, config.privacy.secure_aggregation
     quorum = 1 if parts.is_search else math.ceil(rounds.quorum * parts.count)
     return RoundSettings(
-        rounds=parts.rounds,
+        rounds=total_rounds(config),
         min_nodes=rounds.min_nodes or parts.count,
         join_timeout_seconds=rounds.join_timeout_seconds,
         quorum=quorum,
@@ -34,12 +36,18 @@ def round_settings(config: RunConfig) -> RoundSettings:
         pinned=secure,
         least=max(LEAST_MEMBERS, quorum) if secure else 0,
         spare=parts.is_study,
+        gangs=gang_rounds(config),
     )
 
 
 def needed_updates(config: RunConfig, parts: int) -> int:
     """Without how many updates a round of so many parts cannot close, beside the quorum."""
     return math.ceil(config.rounds.quorum * parts) if config.parts.is_search else 0
+
+
+def moments_travel(config: RunConfig, round: int) -> bool:
+    """Whether the updates of a round hold AdamW's moments too."""
+    return config.parts.moments == "travel" and round not in gang_rounds(config)
 
 
 def needs_its_node(config: RunConfig) -> bool:
@@ -53,6 +61,20 @@ def needs_its_node(config: RunConfig) -> bool:
     moments = parts.is_copies or (own and parts.moments == "local")
     residuals = config.wire.up != "float32" and parts.planner == "full"
     return config.deterministic and (moments or residuals)
+
+
+def why_moved(config: RunConfig, plan: RoundPlan, part: int, node: str) -> str:
+    """What is lost when that node trains the part; empty: nothing."""
+    planned = plan.parts[part]
+    goes_on = plan.round > 0 and planned.start is not None
+    if not (needs_its_node(config) and goes_on) or planned.holder == node:
+        return ""
+    what = "encoding's losses" if config.parts.planner == "full" else "moments"
+    where = f"are with {planned.holder}" if planned.holder else "may be lost"
+    return (
+        f"part {part} goes to {node}, but its {what} {where}: the weights will not be those of an "
+        "undisturbed run"
+    )
 
 
 def _return_seconds(config: RunConfig) -> float:
@@ -133,6 +155,14 @@ def train_settings(config: RunConfig) -> TrainSettings:
     )
 
 
+def _settings(config: RunConfig, round: int) -> TrainSettings:
+    """Those of a round. In a gang moments stay with its members, from its second round on."""
+    settings, gangs = train_settings(config), gang_rounds(config)
+    if round not in gangs:
+        return settings
+    return replace(settings, carry_moments=False, keep_moments=round > gangs.start)
+
+
 def assignment(config: RunConfig, plan: RoundPlan, index: int) -> Assignment:
     """One part of a round as it goes to a node."""
     planned = plan.parts[index]
@@ -148,7 +178,7 @@ def assignment(config: RunConfig, plan: RoundPlan, index: int) -> Assignment:
         first_sample=planned.first_sample,
         num_samples=planned.num_samples,
         progress=plan.progress,
-        settings=train_settings(config),
+        settings=_settings(config, plan.round),
         start_delta=planned.delta,
         ahead_to=plan.ahead_to,
     )

@@ -16,6 +16,7 @@ from partsum.node.assignments import Assignments
 from partsum.node.backoff import Backoff
 from partsum.node.blobs import BlobCache
 from partsum.node.client import Client, UnreachableError
+from partsum.node.meeting import Meeting
 from partsum.node.metrics import NodeMetrics
 from partsum.node.process import WorkerProcess
 from partsum.node.secrets import SecretsFile
@@ -46,6 +47,7 @@ class Node:
         name: unique in the run.
         rng: for the jitter of reconnects.
         clock: seconds; spaces out complaints.
+        gang_host: this node's address, as other nodes reach it.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Node:
         name: str,
         rng: random.Random,
         clock: Callable[[], float] = time.monotonic,
+        gang_host: str = "127.0.0.1",
     ) -> None:
         self._client = client
         self._worker = worker
@@ -71,10 +74,20 @@ class Node:
         self._profile: NodeProfile | None = None
         self._secure = SecureMember(SecretsFile(state.folder / "secrets.json"), name, os.urandom)
         self._assignments = Assignments(
-            client, worker, state, blobs, metrics, self._secure, rng, self._joined, self._say
+            client,
+            worker,
+            state,
+            blobs,
+            metrics,
+            self._secure,
+            rng,
+            self._joined,
+            self._say,
+            Meeting(gang_host, self._say),
         )
         self._side_tasks: set[asyncio.Task[None]] = set()  # of the connection
         self._next_complaint = 0.0
+        metrics.show_node(name)
 
     def health(self) -> tuple[bool, str]:
         """Whether the coordinator has this node, and a sentence; safe from any thread."""
@@ -120,6 +133,7 @@ class Node:
         backoff = Backoff(self._rng)
         while not self._ended.done():
             try:
+                self._metrics.dials.inc()
                 await self._client.dial()
                 await self._converse(backoff)
                 self._complain("the coordinator hung up")
@@ -188,6 +202,8 @@ class Node:
                     "connected; see above what failed, and mend it before the next run",
                     reason,
                 )
+            case control.GangMeet(gang, address):
+                self._assignments.meet(gang, address)
             case SecureOpen() | Roster() | Shares() | Ask():
                 if (answer := self._secure.answer(message)) is not None:
                     self._say(answer)
@@ -219,6 +235,7 @@ class Node:
         if self._profile and self._profile.task_digest != profile.task_digest:
             self._assignments.cancel("", "the coordinator has another task now")
         self._profile = profile
+        self._metrics.show_node(self._name, profile.device)
         self._say(control.ready(profile))
         self._joined.set()
         self._show("idle")

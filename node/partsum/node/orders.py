@@ -32,6 +32,8 @@ class Train:
     samples: Path | None
     output: Path  # the update is written here; the optimizer state beside it
     residual: Path | None = None  # what the encoding of this part's last update lost
+    host: str = ""  # of a gang's member: its own address
+    meet: str = ""  # and where rank 0 is; empty for rank 0
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,15 @@ class Going:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """The members of this gang can meet at this port."""
+
+    ticket: int
+    gang: str
+    port: int
+
+
+@dataclass(frozen=True)
 class Done:
     """An order is done; the files are closed. Their owner is the daemon now.
 
@@ -128,10 +139,14 @@ class Built:
 
 @dataclass(frozen=True)
 class Undone:
-    """An order was stopped (``reason`` is empty) or could not be done."""
+    """An order was stopped (``reason`` is empty) or could not be done.
+
+    ``gang``: for another member's fault.
+    """
 
     ticket: int
     reason: str
+    gang: bool = False
 
 
-Answer = Loaded | NotLoaded | Going | Done | Built | Undone
+Answer = Loaded | NotLoaded | Going | Opened | Done | Built | Undone

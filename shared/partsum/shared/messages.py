@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # width needs torch, and a node's daemon does without
     from partsum.shared.width import Widths
 
 
+Phase = Literal["waiting", "parts", "cotrain", "handoff", "finished", "stopped", "failed"]
+"""What a run is at, as an operator sees it."""
+
 Encoding = Literal["float32", "bfloat16", "int8"]
 """How matrices travel; see `encoding`."""
 
@@ -110,6 +113,27 @@ class TrainSettings:
     regularisation: Regularisation = Regularisation()
 
 
+Backend = Literal["gloo", "nccl"]
+"""What a gang's members exchange tensors over."""
+
+
+@dataclass(frozen=True)
+class GangPlace:
+    """A member's place in a gang: nodes that train in step, in a process group of their own."""
+
+    id: str  # of this forming: when the gang breaks, the next one has another
+    rank: int
+    parts: tuple[Part, ...]  # what each member trains, by rank
+    backend: Backend
+    secret: str  # prefixes the keys of the members' store
+    timeout_seconds: float  # of meeting, and of each exchange
+
+    @property
+    def size(self) -> int:
+        """How many members there are."""
+        return len(self.parts)
+
+
 @dataclass(frozen=True)
 class Assignment:
     """One part of one round, for one node.
@@ -135,6 +159,7 @@ class Assignment:
     masking: Masking | None = None  # secure aggregation: how to mask the update
     ahead_to: float = 0.0
     start_delta: Delta | None = None  # makes the start out of an older one, in fewer bytes
+    gang: GangPlace | None = None  # train it in step with others
 
 
 @dataclass(frozen=True)
@@ -205,7 +230,7 @@ class RunStatus:
     """The run as an operator sees it."""
 
     run: str
-    phase: Literal["waiting", "parts", "handoff", "finished", "stopped", "failed"]
+    phase: Phase
     reason: str  # what it waits for, in a sentence
     round: int
     rounds: int

@@ -25,6 +25,23 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _GangBackend:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _GangBackendEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_GangBackend.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    GANG_BACKEND_UNSPECIFIED: _GangBackend.ValueType  # 0
+    GANG_BACKEND_GLOO: _GangBackend.ValueType  # 1
+    GANG_BACKEND_NCCL: _GangBackend.ValueType  # 2
+
+class GangBackend(_GangBackend, metaclass=_GangBackendEnumTypeWrapper): ...
+
+GANG_BACKEND_UNSPECIFIED: GangBackend.ValueType  # 0
+GANG_BACKEND_GLOO: GangBackend.ValueType  # 1
+GANG_BACKEND_NCCL: GangBackend.ValueType  # 2
+Global___GangBackend: typing_extensions.TypeAlias = GangBackend
+
 class _Encoding:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -93,6 +110,7 @@ class ControlRequest(google.protobuf.message.Message):
     SECURE_KEYS_FIELD_NUMBER: builtins.int
     SECURE_SHARES_FIELD_NUMBER: builtins.int
     SECURE_REVEAL_FIELD_NUMBER: builtins.int
+    GANG_OPENED_FIELD_NUMBER: builtins.int
     @property
     def hello(self) -> Global___Hello: ...
     @property
@@ -113,6 +131,8 @@ class ControlRequest(google.protobuf.message.Message):
     def secure_reveal(self) -> Global___SecureShares:
         """opened, in answer to SecureAsk"""
 
+    @property
+    def gang_opened(self) -> Global___GangOpened: ...
     def __init__(
         self,
         *,
@@ -124,10 +144,11 @@ class ControlRequest(google.protobuf.message.Message):
         secure_keys: Global___SecureKeys | None = ...,
         secure_shares: Global___SecureShares | None = ...,
         secure_reveal: Global___SecureShares | None = ...,
+        gang_opened: Global___GangOpened | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "progress", b"progress", "ready", b"ready", "secure_keys", b"secure_keys", "secure_reveal", b"secure_reveal", "secure_shares", b"secure_shares"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "progress", b"progress", "ready", b"ready", "secure_keys", b"secure_keys", "secure_reveal", b"secure_reveal", "secure_shares", b"secure_shares"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["hello", "ready", "heartbeat", "progress", "failed", "secure_keys", "secure_shares", "secure_reveal"] | None: ...
+    def HasField(self, field_name: typing.Literal["failed", b"failed", "gang_opened", b"gang_opened", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "progress", b"progress", "ready", b"ready", "secure_keys", b"secure_keys", "secure_reveal", b"secure_reveal", "secure_shares", b"secure_shares"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["failed", b"failed", "gang_opened", b"gang_opened", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "progress", b"progress", "ready", b"ready", "secure_keys", b"secure_keys", "secure_reveal", b"secure_reveal", "secure_shares", b"secure_shares"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["hello", "ready", "heartbeat", "progress", "failed", "secure_keys", "secure_shares", "secure_reveal", "gang_opened"] | None: ...
 
 Global___ControlRequest: typing_extensions.TypeAlias = ControlRequest
 
@@ -239,15 +260,19 @@ class Failed(google.protobuf.message.Message):
 
     ASSIGNMENT_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    GANG_FIELD_NUMBER: builtins.int
     assignment: builtins.str
     reason: builtins.str
+    gang: builtins.bool
+    """"for no fault of mine: its gang broke" """
     def __init__(
         self,
         *,
         assignment: builtins.str = ...,
         reason: builtins.str = ...,
+        gang: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "reason", b"reason"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "gang", b"gang", "reason", b"reason"]) -> None: ...
 
 Global___Failed: typing_extensions.TypeAlias = Failed
 
@@ -265,6 +290,7 @@ class ControlResponse(google.protobuf.message.Message):
     SECURE_ROSTER_FIELD_NUMBER: builtins.int
     SECURE_SHARES_FIELD_NUMBER: builtins.int
     SECURE_ASK_FIELD_NUMBER: builtins.int
+    GANG_MEET_FIELD_NUMBER: builtins.int
     @property
     def welcome(self) -> Global___Welcome: ...
     @property
@@ -287,6 +313,8 @@ class ControlResponse(google.protobuf.message.Message):
 
     @property
     def secure_ask(self) -> Global___SecureAsk: ...
+    @property
+    def gang_meet(self) -> Global___GangMeet: ...
     def __init__(
         self,
         *,
@@ -300,10 +328,11 @@ class ControlResponse(google.protobuf.message.Message):
         secure_roster: Global___SecureRoster | None = ...,
         secure_shares: Global___SecureShares | None = ...,
         secure_ask: Global___SecureAsk | None = ...,
+        gang_meet: Global___GangMeet | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["assignment", b"assignment", "cancel", b"cancel", "finished", b"finished", "kind", b"kind", "quarantined", b"quarantined", "refused", b"refused", "secure_ask", b"secure_ask", "secure_open", b"secure_open", "secure_roster", b"secure_roster", "secure_shares", b"secure_shares", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "cancel", b"cancel", "finished", b"finished", "kind", b"kind", "quarantined", b"quarantined", "refused", b"refused", "secure_ask", b"secure_ask", "secure_open", b"secure_open", "secure_roster", b"secure_roster", "secure_shares", b"secure_shares", "welcome", b"welcome"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "assignment", "cancel", "refused", "finished", "quarantined", "secure_open", "secure_roster", "secure_shares", "secure_ask"] | None: ...
+    def HasField(self, field_name: typing.Literal["assignment", b"assignment", "cancel", b"cancel", "finished", b"finished", "gang_meet", b"gang_meet", "kind", b"kind", "quarantined", b"quarantined", "refused", b"refused", "secure_ask", b"secure_ask", "secure_open", b"secure_open", "secure_roster", b"secure_roster", "secure_shares", b"secure_shares", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "cancel", b"cancel", "finished", b"finished", "gang_meet", b"gang_meet", "kind", b"kind", "quarantined", b"quarantined", "refused", b"refused", "secure_ask", b"secure_ask", "secure_open", b"secure_open", "secure_roster", b"secure_roster", "secure_shares", b"secure_shares", "welcome", b"welcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "assignment", "cancel", "refused", "finished", "quarantined", "secure_open", "secure_roster", "secure_shares", "secure_ask", "gang_meet"] | None: ...
 
 Global___ControlResponse: typing_extensions.TypeAlias = ControlResponse
 
@@ -453,6 +482,7 @@ class Assignment(google.protobuf.message.Message):
     MASKING_FIELD_NUMBER: builtins.int
     AHEAD_TO_FIELD_NUMBER: builtins.int
     START_DELTA_FIELD_NUMBER: builtins.int
+    GANG_FIELD_NUMBER: builtins.int
     id: builtins.str
     round: builtins.int
     part_index: builtins.int
@@ -489,6 +519,10 @@ class Assignment(google.protobuf.message.Message):
     def start_delta(self) -> Global___Delta:
         """present: the start can be had in fewer bytes"""
 
+    @property
+    def gang(self) -> Global___GangPlace:
+        """present: train it in step with others"""
+
     def __init__(
         self,
         *,
@@ -508,11 +542,92 @@ class Assignment(google.protobuf.message.Message):
         masking: Global___Masking | None = ...,
         ahead_to: builtins.float = ...,
         start_delta: Global___Delta | None = ...,
+        gang: Global___GangPlace | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cluster", b"cluster", "masking", b"masking", "part", b"part", "samples", b"samples", "settings", b"settings", "start", b"start", "start_delta", b"start_delta"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ahead_to", b"ahead_to", "cluster", b"cluster", "first_sample", b"first_sample", "id", b"id", "masking", b"masking", "num_samples", b"num_samples", "part", b"part", "part_index", b"part_index", "progress_end", b"progress_end", "progress_start", b"progress_start", "round", b"round", "samples", b"samples", "seed", b"seed", "settings", b"settings", "start", b"start", "start_delta", b"start_delta"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["cluster", b"cluster", "gang", b"gang", "masking", b"masking", "part", b"part", "samples", b"samples", "settings", b"settings", "start", b"start", "start_delta", b"start_delta"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["ahead_to", b"ahead_to", "cluster", b"cluster", "first_sample", b"first_sample", "gang", b"gang", "id", b"id", "masking", b"masking", "num_samples", b"num_samples", "part", b"part", "part_index", b"part_index", "progress_end", b"progress_end", "progress_start", b"progress_start", "round", b"round", "samples", b"samples", "seed", b"seed", "settings", b"settings", "start", b"start", "start_delta", b"start_delta"]) -> None: ...
 
 Global___Assignment: typing_extensions.TypeAlias = Assignment
+
+@typing.final
+class GangPlace(google.protobuf.message.Message):
+    """A place among nodes that train in step, in a process group of their own."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    RANK_FIELD_NUMBER: builtins.int
+    PARTS_FIELD_NUMBER: builtins.int
+    BACKEND_FIELD_NUMBER: builtins.int
+    SECRET_FIELD_NUMBER: builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """of this forming: when the gang breaks, the next has another"""
+    rank: builtins.int
+    """rank 0's node is where the others meet"""
+    backend: Global___GangBackend.ValueType
+    secret: builtins.str
+    """without it nobody finds the members' addresses in their store"""
+    timeout_seconds: builtins.float
+    """of meeting, and of each exchange"""
+    @property
+    def parts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Part]:
+        """what each member trains, by rank"""
+
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        rank: builtins.int = ...,
+        parts: collections.abc.Iterable[Global___Part] | None = ...,
+        backend: Global___GangBackend.ValueType = ...,
+        secret: builtins.str = ...,
+        timeout_seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["backend", b"backend", "id", b"id", "parts", b"parts", "rank", b"rank", "secret", b"secret", "timeout_seconds", b"timeout_seconds"]) -> None: ...
+
+Global___GangPlace: typing_extensions.TypeAlias = GangPlace
+
+@typing.final
+class GangOpened(google.protobuf.message.Message):
+    """Rank 0: "The members of this gang can meet here." """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GANG_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    gang: builtins.str
+    address: builtins.str
+    """HOST:PORT"""
+    def __init__(
+        self,
+        *,
+        gang: builtins.str = ...,
+        address: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "gang", b"gang"]) -> None: ...
+
+Global___GangOpened: typing_extensions.TypeAlias = GangOpened
+
+@typing.final
+class GangMeet(google.protobuf.message.Message):
+    """To the others: "Meet here." """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GANG_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    gang: builtins.str
+    address: builtins.str
+    def __init__(
+        self,
+        *,
+        gang: builtins.str = ...,
+        address: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "gang", b"gang"]) -> None: ...
+
+Global___GangMeet: typing_extensions.TypeAlias = GangMeet
 
 @typing.final
 class Delta(google.protobuf.message.Message):
@@ -1135,7 +1250,7 @@ class RunStatus(google.protobuf.message.Message):
     STANDINGS_FIELD_NUMBER: builtins.int
     run: builtins.str
     phase: builtins.str
-    """waiting, parts, handoff, finished, stopped, failed"""
+    """waiting, parts, cotrain, handoff, finished, stopped, failed"""
     reason: builtins.str
     round: builtins.int
     rounds: builtins.int
