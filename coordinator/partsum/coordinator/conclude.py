@@ -13,6 +13,8 @@ from partsum.coordinator.registry import Registry
 from partsum.coordinator.relevance.survey import Findings, ranking
 from partsum.coordinator.report import render_report
 from partsum.coordinator.run import Run
+from partsum.coordinator.study.results import from_json
+from partsum.coordinator.study.workshop import ROWS
 from partsum.coordinator.summary import (
     HandoffPoint,
     IncidentSummary,
@@ -42,7 +44,8 @@ def conclude(run: Run, registry: Registry, state: Outcome, reason: str) -> Summa
     run.store.spares.clear()
     summary = summarise(run, registry, state, reason)
     write_summary(run.folder / "summary.json", summary)
-    write_file(run.folder / "report.html", render_report(summary).encode())
+    study = from_json(run.store.fact(ROWS) or [])
+    write_file(run.folder / "report.html", render_report(summary, study).encode())
     return summary
 
 

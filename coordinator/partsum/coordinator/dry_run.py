@@ -182,7 +182,7 @@ def _print(
     )
     console.print(table)
     for sentence in advise(config):
-        console.print(f"warning: {sentence}", style="yellow")
+        console.print(f"warning: {sentence}", style="yellow", markup=False)
     for sentence in _depth(base, parts[0]):
         console.print(sentence)
     if base.widths.gates:
