@@ -1,4 +1,4 @@
-"""The model in DeepSpeed's hands, and out of them again."""
+"""A model in DeepSpeed's hands, and out of them again."""
 
 from __future__ import annotations
 
@@ -9,15 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from partsum.coordinator.handoff import HandoffJob
-from partsum.coordinator.handoff_config import DeepSpeedSettings
-from partsum.coordinator.norms import group_norms
 from partsum.shared.errors import HandoffError
-from partsum.shared.gates import close_gates, find_structure
-from partsum.shared.part import Part
-from partsum.shared.regularisation import regularise
-from partsum.shared.task import Task
-from partsum.shared.tensors import load_tensors
+from partsum.shared.zero.settings import DeepSpeedSettings
 
 
 @dataclass(frozen=True)
@@ -63,22 +56,6 @@ class Engine(Protocol):
 
     def load_checkpoint(self, load_dir: str, tag: str) -> tuple[str | None, dict[str, Any]]:
         """Load this rank's share; returns its path and the client state."""
-
-
-def build_model(job: HandoffJob, task: Task) -> nn.Module:
-    """The task's model with the base's weights, its norms grouped where the job says so.
-
-    Branches whose gates are off are not in it, and in training gates are random where the job says
-    so.
-    """
-    model = task.model()
-    model.load_state_dict(load_tensors(job.base), strict=True)
-    widths = find_structure(model) if job.norm_parts or job.off else None
-    if widths is not None:
-        parts = [Part({name: tuple(u) for name, u in part.items()}) for part in job.norm_parts]
-        group_norms(model, widths, parts)
-        close_gates(model, widths, job.off)
-    return regularise(model, job.regularisation, widths)
 
 
 def start_engine(model: nn.Module, settings: DeepSpeedSettings, place: Place) -> Engine:
@@ -141,8 +118,3 @@ def whole_tensors(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> dict[s
             whole[id(tensor)] = (tensor if master is None else master).detach().cpu()
         tensors[name] = whole[id(tensor)].to(dtypes[name])
     return tensors
-
-
-def log(text: str) -> None:
-    """Say something in handoff.log, where the ranks' output goes."""
-    print(f"partsum: {text}", flush=True)
