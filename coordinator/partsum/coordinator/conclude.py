@@ -16,7 +16,6 @@ from partsum.coordinator.summary import (
     HandoffPoint,
     IncidentSummary,
     NodeSummary,
-    PhaseSummary,
     RankingSummary,
     RefusalSummary,
     RoundSummary,
@@ -26,6 +25,7 @@ from partsum.coordinator.summary import (
     config_digest,
     write_summary,
 )
+from partsum.coordinator.summary_phases import phase_summaries
 from partsum.coordinator.summary_structures import search_summary
 from partsum.shared.files import write_file
 from partsum.shared.memory import peak_resident_bytes
@@ -50,7 +50,8 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
     store, config, now = run.store, run.config, run.clock.now()
     started_at, ended_at = run.clock.dates()
     study = config.parts.is_study  # its models are in the journal, and are no parts of a base
-    plan = store.plan(run.next_round - 1) if run.next_round and not study else None
+    last = min(run.next_round, config.parts.rounds) - 1  # of the rounds that had parts
+    plan = store.plan(last) if last >= 0 and not study else None
     sizes = {group.name: group.units for group in run.base.widths.groups}
     final = run.folder / "final.safetensors"
     moved = sum(registry.totals())
@@ -66,7 +67,7 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
         state=state,
         reason=reason,
         wall_seconds=now,
-        phases=_phases(run, registry, now),
+        phases=phase_summaries(run, registry, now),
         rounds=_rounds(run),
         handoff=tuple(
             HandoffPoint(
@@ -141,50 +142,6 @@ def _part_parameters(run: Run, plan: RoundPlan | None) -> tuple[int, ...]:
     parts = [planned.part for planned in plan.parts]
     sizes = {part: part_size(run.base.shape, run.base.widths, part) for part in set(parts)}
     return tuple(sizes[part].parameters for part in parts)
-
-
-def _phases(run: Run, registry: Registry, now: float) -> tuple[PhaseSummary, ...]:
-    phases = []
-    results = run.store.results()
-    began = run.store.fact("handoff_began")
-    sent, received = run.store.fact("parts_bytes") or registry.totals()
-    if results:
-        scored = [result for result, _, _ in results.values() if result.loss is not None]
-        first = min(opened for _, opened, _ in results.values())
-        last = max(closed for _, _, closed in results.values())
-        peaks = [node.peak_memory_bytes for node in registry if node.peak_memory_bytes]
-        phases.append(
-            PhaseSummary(
-                name="parts",
-                rounds=len(results),
-                accuracy=scored[-1].accuracy if scored else None,
-                loss=scored[-1].loss if scored else None,
-                wall_seconds=last - first,
-                bytes_sent=sent,
-                bytes_received=received,
-                start_seconds=first,
-                peak_memory_bytes=max(peaks, default=None),
-            )
-        )
-    if began is not None:
-        total_sent, total_received = registry.totals()
-        end = run.store.fact("handoff") or {}
-        scores = end.get("end") or {"accuracy": None, "loss": None}
-        phases.append(
-            PhaseSummary(
-                name="handoff",
-                rounds=0,
-                accuracy=scores["accuracy"],
-                loss=scores["loss"],
-                wall_seconds=end.get("ended", now) - began,
-                bytes_sent=total_sent - sent,
-                bytes_received=total_received - received,
-                start_seconds=began,
-                start_accuracy=(end.get("start") or {}).get("accuracy"),
-                peak_memory_bytes=end.get("peak_memory_bytes"),
-            )
-        )
-    return tuple(phases)
 
 
 def _rounds(run: Run) -> tuple[RoundSummary, ...]:

@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Coroutine
 
 from partsum.coordinator import events as e
 from partsum.coordinator.desk import NodeDesk, OpenRound
-from partsum.coordinator.handover import begin_handoff, hand_over
+from partsum.coordinator.handover import begin_handoff, begin_over_nodes, hand_over
 from partsum.coordinator.intake import Intake
 from partsum.coordinator.jobs import alive
 from partsum.coordinator.metrics import Metrics
+from partsum.coordinator.phases import phase_of, total_rounds
 from partsum.coordinator.reasons import why_failed
 from partsum.coordinator.registry import Registry
 from partsum.coordinator.rounds import RoundMachine
@@ -63,7 +64,7 @@ class CoordinatorDaemon:
 
     def start(self) -> None:
         """Begin to decide; call once the door is open."""
-        self.metrics.rounds.set(self.run.config.parts.rounds)
+        self.metrics.rounds.set(total_rounds(self.run.config))
         self._decide(e.Tick())
         self._spawn(self.desk.watch_heartbeats())
 
@@ -167,6 +168,8 @@ class CoordinatorDaemon:
                 self._end("failed", reason)
 
     async def _plan_round(self, round: int) -> None:
+        if phase_of(self.run.config, round) == "handoff":
+            await begin_over_nodes(self.run, self.desk.registry.totals())
         live = [node for node in self.desk.registry if node.session]
         profiles = {node.name: node.profile for node in live if node.profile}
         plan, holders, done = await self.run.open_round(round, profiles)
@@ -180,8 +183,8 @@ class CoordinatorDaemon:
                 return
         self.desk.round = OpenRound(
             plan,
-            self.run.workshop.cutter.blob_paths(plan),
-            self.run.workshop.largest_update(plan),
+            self.run.workshop_of(round).cutter.blob_paths(plan),
+            self.run.workshop_of(round).largest_update(plan),
             pushes=self.run.store.pushes(),
             masking=opening.masking,
         )
@@ -205,6 +208,7 @@ class CoordinatorDaemon:
         except LapsedError as error:
             self._lapse(error)
             return
+        self.desk.meter.committed(open_round.plan, result)
         if missing:
             names = ", ".join(map(str, missing))
             number = open_round.plan.round + 1
@@ -270,7 +274,9 @@ class CoordinatorDaemon:
         if self.outcome.done():
             return self.outcome.result()[0]
         phase = self._machine.phase
-        return "parts" if phase in {"planning", "training", "merging"} else phase
+        if phase in {"planning", "training", "merging"}:
+            return phase_of(self.run.config, self._machine.round)
+        return phase
 
     def status(self) -> RunStatus:
         """The run as an operator sees it."""

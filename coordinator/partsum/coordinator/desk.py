@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from partsum.coordinator import events as e
+from partsum.coordinator.handoff_meter import HandoffMeter
 from partsum.coordinator.metrics import Metrics
 from partsum.coordinator.records import RoundPlan
 from partsum.coordinator.registry import Node, Registry, Session
@@ -69,6 +70,7 @@ class NodeDesk:
         self._metrics = metrics
         self._decide = decide
         self.changed = changed
+        self.meter = HandoffMeter(run, metrics)
         self.secrecy = self._make_secrecy()
         self._samples_lock = asyncio.Lock()  # two must not write one cluster's file at once
 
@@ -118,12 +120,13 @@ class NodeDesk:
         node, round = self.registry.get(name), self.round
         assert node is not None
         assert round is not None
-        given = assignment(self._run.config, round.plan, part)
+        works = self._run.workshop_of(round.plan.round)
+        given = assignment(works.config, round.plan, part)
         given = replace(given, masking=round.masking.get(part))
         if node.profile is not None and not node.profile.data_digest:
             async with self._samples_lock:
                 path, blob = await asyncio.to_thread(
-                    self._run.workshop.cutter.cluster_samples, round.plan.round, part
+                    works.cutter.cluster_samples, round.plan.round, part
                 )
             round.blobs[blob.digest] = path
             given = replace(given, samples=blob)
@@ -207,6 +210,7 @@ class NodeDesk:
         node.state, node.progress = "training", progress
         self._metrics.speed.labels(node.name).set(progress.samples_per_second)
         self._metrics.train_loss.labels(node.name).set(progress.loss)
+        self.meter.hear(self.round.plan, node.part, progress)
         self.changed()
 
     def failed(self, node: Node, assignment: str, reason: str) -> None:

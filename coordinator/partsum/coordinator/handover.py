@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from partsum.coordinator.handoff import (
     HandoffResult,
     run_handoff,
 )
+from partsum.coordinator.handoff_end import note_end, score_start, write_final
 from partsum.coordinator.run import Run
 from partsum.shared.files import file_digest, sync_folder
 
@@ -27,6 +29,12 @@ def begin_handoff(run: Run, bytes_moved: tuple[int, int]) -> None:
         run.store.note(handoff_began=run.clock.now(), parts_bytes=bytes_moved)
 
 
+async def begin_over_nodes(run: Run, bytes_moved: tuple[int, int]) -> None:
+    """The same before a round in which nodes train the hand-off; its base is scored, once."""
+    begin_handoff(run, bytes_moved)
+    await asyncio.to_thread(score_start, run)
+
+
 async def hand_over(run: Run, changed: Callable[[], None]) -> None:
     """Let DeepSpeed train the merged base; its result becomes the run's ``final.safetensors``.
 
@@ -36,6 +44,10 @@ async def hand_over(run: Run, changed: Callable[[], None]) -> None:
     done, final = run.store.fact("handoff"), run.folder / "final.safetensors"
     if done is not None and _is_whole(final, done):  # killed between this and the run's end
         run.loss, run.accuracy = done["end"]["loss"], done["end"]["accuracy"]
+        return
+
+    if run.config.handoff.over_nodes:
+        note_end(run, final, await asyncio.to_thread(write_final, run, final))
         return
 
     def note(progress: HandoffProgress) -> None:

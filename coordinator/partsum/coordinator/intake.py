@@ -74,7 +74,8 @@ class Intake:
         masking = round.masking.get(update.part_index)
         if update.session != (masking.session if masking else ""):
             return "its masks are not those of this round"  # it is told the right ones, or was
-        planned, up = round.plan.parts[update.part_index], self._run.config.wire.up
+        planned = round.plan.parts[update.part_index]
+        up = self._run.workshop_of(round.plan.round).config.wire.up
         check_claim(update, planned, round.largest_bytes, up)
         if node.state != "sending":
             node.state, node.offered_at = "sending", self._run.clock.now()
@@ -165,7 +166,8 @@ class Intake:
         """
         round = self._desk.round
         assert round is not None
-        found = self._run.workshop.inspector.outliers(round.plan, missing)
+        works = self._run.workshop_of(round.plan.round)
+        found = works.inspector.outliers(round.plan, missing)
         for outlier in found:
             self._withdraw(round.plan.round, outlier)
             if self._machine.phase != "training":

@@ -23,6 +23,18 @@ class PlannedPart:
 
 
 @dataclass(frozen=True)
+class HandoffSteps:
+    """Which of the hand-off's optimizer steps a round takes, after ``first`` earlier ones."""
+
+    first: int
+    count: int
+    total: int
+    share: float  # where on the schedule the hand-off began
+    batch: int  # samples of one rank in a step
+    norm_parts: tuple[Part, ...] = ()  # layer norms keep to their slices; none: they do not
+
+
+@dataclass(frozen=True)
 class RoundPlan:
     """A round's parts and where on the schedule it lies."""
 
@@ -32,6 +44,7 @@ class RoundPlan:
     progress: tuple[float, float]
     ahead_to: float = 0.0  # where the next round ends there, if nodes may begin it early; 0: no
     needed: int = 0  # updates without which it cannot close, beside the quorum
+    handoff: HandoffSteps | None = None  # DeepSpeed trains it
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ from partsum.coordinator.folder import DEEPSPEED_COPY
 from partsum.coordinator.gate_certificate import certify_gates, check_regularisation
 from partsum.coordinator.handoff import HandoffProgress
 from partsum.coordinator.handoff_config import deepspeed_settings
+from partsum.coordinator.handoff_workshop import HandoffWorkshop
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.leaderboard import Leaderboard
+from partsum.coordinator.phases import phase_of, total_rounds
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.recovery import Recovery
 from partsum.coordinator.search import used_gates
@@ -83,6 +85,7 @@ class Run:
         self.base = Base(self.task, device)
         kind = _workshop_kind(config)
         self.workshop = kind(config, store, self.base, self.train, self.validation)
+        self._handoff: HandoffWorkshop | None = None  # once the rounds before it are done
         self._checks = asyncio.Semaphore(_CHECKS)
         self.next_round = 0
         self.loss: float | None = None
@@ -104,6 +107,13 @@ class Run:
                 )
             self.store.note(**{key: now})
 
+    def workshop_of(self, round: int) -> Workshop:
+        """Who works on a round."""
+        if phase_of(self.config, round) != "handoff":
+            return self.workshop
+        self._handoff = self._handoff or HandoffWorkshop(self.workshop)
+        return self._handoff
+
     def handoff_config(self) -> HandoffConfig:
         """The hand-off's section; it names the run's own copy of a DeepSpeed file."""
         handoff = self.config.handoff
@@ -115,8 +125,9 @@ class Run:
         """Everything that can be wrong with model, data or folder is found here, before nodes."""
         if self.config.handoff.enabled:
             deepspeed_settings(self.handoff_config(), self.config.training)
-        recovery = Recovery(self.store, self.workshop, self.clock.now())
+        recovery = Recovery(self.store, self.workshop_of, self.clock.now())
         recovery.recover_rounds()
+        self._handoff = None  # where the run went back, another structure may be found
         for result, _, _ in self.store.results().values():
             self.next_round += 1
             self.loss, self.accuracy = result.loss, result.accuracy
@@ -147,13 +158,14 @@ class Run:
         if plan is not None:
             done = await asyncio.to_thread(self._whole_updates, round)
             with self.stages.timing("plan"):
-                await asyncio.to_thread(self.workshop.cutter.restore_starts, plan)
+                await asyncio.to_thread(self.workshop_of(round).cutter.restore_starts, plan)
         else:
             with self.stages.timing("plan"):
                 if round == 0:
                     await asyncio.to_thread(self.workshop.first_base.rank_units)
                 workplan = await asyncio.to_thread(self.workplan, profiles)
-                plan = await asyncio.to_thread(self.workshop.cutter.plan_round, workplan, round)
+                cutter = self.workshop_of(round).cutter
+                plan = await asyncio.to_thread(cutter.plan_round, workplan, round)
             self.store.open_round(plan, self.opened)
         seen = self.store.holders(round)
         holders = [seen.get(k, part.holder) for k, part in enumerate(plan.parts)]
@@ -180,14 +192,16 @@ class Run:
     async def check_update(self, path: Path, plan: RoundPlan, part: int) -> Change:
         """How far an update lies from its start. Raises UpdateRefusedError: it does not fit."""
         async with self._checks:
-            return await asyncio.to_thread(self.workshop.check_update, path, plan, part)
+            workshop = self.workshop_of(plan.round)
+            return await asyncio.to_thread(workshop.check_update, path, plan, part)
 
     async def decode_update(
         self, path: Path, update: Update, plan: RoundPlan
     ) -> tuple[Path, Update]:
         """The update as it is merged. Raises UpdateRefusedError where it cannot be had."""
         async with self._checks:
-            return await asyncio.to_thread(self.workshop.decoder.decode, path, update, plan)
+            decoder = self.workshop_of(plan.round).decoder
+            return await asyncio.to_thread(decoder.decode, path, update, plan)
 
     def take_update(self, node: str, update: Update, path: Path, at: float, change: Change) -> None:
         """Name the spooled update and write it into the journal."""
@@ -202,7 +216,7 @@ class Run:
     async def close_round(self, plan: RoundPlan, missing: tuple[int, ...]) -> RoundResult:
         """Merge, evaluate and commit."""
         result, facts = await asyncio.to_thread(
-            self.workshop.merge_round, plan, missing, self.stages
+            self.workshop_of(plan.round).merge_round, plan, missing, self.stages
         )
         result = replace(result, stage_seconds=self.stages.take())
         await asyncio.to_thread(self._commit, plan.round, result, facts)
@@ -219,9 +233,14 @@ class Run:
             keep = max(2, self.config.keep_bases) if self.config.keep_bases else 0
             if not self.store.journal.back_up():
                 keep = 0  # the last backup still speaks of the bases that would go now
-            self.store.tidy(keep, self.workshop.kept_paths(keep))
-            if round + 1 == self.config.parts.rounds:
+            self.store.tidy(keep, self._kept_paths(keep), keep_plan=self.config.parts.rounds - 1)
+            if round + 1 == total_rounds(self.config):
                 self.store.spares.clear()  # nothing comes that could be written over them
+
+    def _kept_paths(self, rounds: int) -> set[Path]:
+        """The files of the newest committed ``rounds``; 0: of all."""
+        newest = list(self.store.results())[-rounds:]
+        return {path for round in newest for path in self.workshop_of(round).files_of(round)}
 
     def leave(self) -> None:
         """This coordinator ends: what takes long in a worker thread is not waited for."""
@@ -264,7 +283,7 @@ class Run:
             phase=phase,  # type: ignore[arg-type]
             reason=reason,
             round=self.next_round,
-            rounds=self.config.parts.rounds,
+            rounds=total_rounds(self.config),
             parts_in=parts[0],
             parts=parts[1] or self.config.parts.count,
             loss=nan if self.loss is None else self.loss,

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Set
+from dataclasses import replace
 
 from partsum.coordinator.events import RoundSettings
-from partsum.coordinator.records import RoundPlan
+from partsum.coordinator.phases import total_rounds
+from partsum.coordinator.records import HandoffSteps, RoundPlan
 from partsum.shared import limits
 from partsum.shared.config import RunConfig
 from partsum.shared.errors import RefusedError
-from partsum.shared.messages import Assignment, Encoding, NodeProfile, Regularisation, TrainSettings
+from partsum.shared.messages import (
+    Assignment,
+    Encoding,
+    NodeProfile,
+    Regularisation,
+    TrainSettings,
+    ZeroWork,
+)
 from partsum.shared.secure import LEAST_MEMBERS
 
 TEXT_LIMIT = 200  # characters of what a node calls itself, its version or its device
@@ -21,7 +30,7 @@ def round_settings(config: RunConfig) -> RoundSettings:
     parts, rounds, secure = config.parts, config.rounds, config.privacy.secure_aggregation
     quorum = 1 if parts.is_search else math.ceil(rounds.quorum * parts.count)
     return RoundSettings(
-        rounds=parts.rounds,
+        rounds=total_rounds(config),
         min_nodes=rounds.min_nodes or parts.count,
         join_timeout_seconds=rounds.join_timeout_seconds,
         quorum=quorum,
@@ -30,7 +39,7 @@ def round_settings(config: RunConfig) -> RoundSettings:
         backup_after=rounds.backup_after,
         refusals=rounds.refusals,
         handoff=config.handoff.enabled,
-        sticky=needs_its_node(config),
+        sticky=needs_its_node(config) or _keeps_moments(config),
         pinned=secure,
         least=max(LEAST_MEMBERS, quorum) if secure else 0,
         spare=parts.is_study,
@@ -53,6 +62,11 @@ def needs_its_node(config: RunConfig) -> bool:
     moments = parts.is_copies or (own and parts.moments == "local")
     residuals = config.wire.up != "float32" and parts.planner == "full"
     return config.deterministic and (moments or residuals)
+
+
+def _keeps_moments(config: RunConfig) -> bool:
+    """Whether the hand-off's nodes keep DeepSpeed's moments, which its bytes depend on."""
+    return config.deterministic and config.handoff.over_nodes
 
 
 def _return_seconds(config: RunConfig) -> float:
@@ -133,6 +147,11 @@ def train_settings(config: RunConfig) -> TrainSettings:
     )
 
 
+def _settings_of(config: RunConfig, plan: RoundPlan) -> TrainSettings:
+    settings = train_settings(config)
+    return replace(settings, batch_size=plan.handoff.batch) if plan.handoff else settings
+
+
 def assignment(config: RunConfig, plan: RoundPlan, index: int) -> Assignment:
     """One part of a round as it goes to a node."""
     planned = plan.parts[index]
@@ -148,7 +167,24 @@ def assignment(config: RunConfig, plan: RoundPlan, index: int) -> Assignment:
         first_sample=planned.first_sample,
         num_samples=planned.num_samples,
         progress=plan.progress,
-        settings=train_settings(config),
+        settings=_settings_of(config, plan),
         start_delta=planned.delta,
         ahead_to=plan.ahead_to,
+        zero=_zero_work(config, plan.handoff) if plan.handoff else None,
+    )
+
+
+def _zero_work(config: RunConfig, steps: HandoffSteps) -> ZeroWork:
+    """What DeepSpeed is to do in a round of the hand-off."""
+    handoff = config.handoff
+    return ZeroWork(
+        way=handoff.how,
+        stage=handoff.zero_stage,
+        offload=handoff.offload,
+        micro_batches=handoff.micro_batches,
+        first_step=steps.first,
+        steps=steps.count,
+        total_steps=steps.total,
+        share=steps.share,
+        norm_parts=steps.norm_parts,
     )

@@ -32,6 +32,7 @@ class Train:
     samples: Path | None
     output: Path  # the update is written here; the optimizer state beside it
     residual: Path | None = None  # what the encoding of this part's last update lost
+    folder: Path | None = None  # where the node keeps what only it has
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,7 @@ class WorkerProcess:
             TaskError: the worker had to be restarted, and cannot load the task any more.
         """
         await self._whole()
+        worker = self._process
         done: asyncio.Future[Done | Built] = asyncio.get_running_loop().create_future()
         self._training[order.ticket] = done
         self._send(order)
@@ -172,6 +173,20 @@ class WorkerProcess:
             raise
         finally:
             self._training.pop(order.ticket, None)
+            if isinstance(order, Train) and order.assignment.zero and worker is self._process:
+                self._renew()
+
+    def _renew(self) -> None:
+        """End the worker and start another: one that DeepSpeed was in is of no more use.
+
+        It may hang in a collective, too, and hear nothing.
+        """
+        process = self._process
+        self._let_go()
+        if process is not None:
+            process.kill()
+            process.join()  # takes no time
+            self._load_again()
 
     def next_ticket(self) -> int:
         """A number for the next order."""

@@ -110,6 +110,29 @@ class TrainSettings:
     regularisation: Regularisation = Regularisation()
 
 
+ZeroWay = Literal["apart", "together", "pipeline"]
+"""How nodes train the hand-off; see HandoffConfig."""
+
+
+@dataclass(frozen=True)
+class ZeroWork:
+    """A stretch of the hand-off, which DeepSpeed trains; see HandoffConfig for most fields.
+
+    Steps count optimizer steps of the hand-off: ``first_step`` were done before this assignment,
+    which takes ``steps`` of the ``total_steps``. ``share`` is where on the run's schedule it began.
+    """
+
+    way: ZeroWay
+    stage: Literal[0, 1, 2, 3]
+    offload: bool
+    micro_batches: int
+    first_step: int
+    steps: int
+    total_steps: int
+    share: float
+    norm_parts: tuple[Part, ...] = ()  # layer norms keep to their slices; none: they do not
+
+
 @dataclass(frozen=True)
 class Assignment:
     """One part of one round, for one node.
@@ -135,6 +158,7 @@ class Assignment:
     masking: Masking | None = None  # secure aggregation: how to mask the update
     ahead_to: float = 0.0
     start_delta: Delta | None = None  # makes the start out of an older one, in fewer bytes
+    zero: ZeroWork | None = None  # DeepSpeed trains it, in a process of its own
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from partsum.shared import limits, wire_secure
 from partsum.shared import messages as m
 from partsum.shared.errors import WireError
 from partsum.shared.frames import Frame
-from partsum.shared.messages import Part
+from partsum.shared.wire_part import part_from_wire as part_from_wire
+from partsum.shared.wire_part import part_to_wire as part_to_wire
 from partsum.shared.wire_settings import (
     ENCODING_NUMBERS,
     known,
@@ -23,6 +24,7 @@ from partsum.shared.wire_settings import (
 from partsum.shared.wire_settings import (
     settings_to_wire as settings_to_wire,
 )
+from partsum.shared.wire_zero import zero_from_wire, zero_to_wire
 
 PROTOCOL = 2  # raised when old and new can no longer talk
 
@@ -49,53 +51,6 @@ def blob_from_wire(blob: pb.Blob) -> m.Blob:
     return m.Blob(blob.digest, blob.size_bytes)
 
 
-def _ranges(units: Iterable[int]) -> pb.UnitRanges:
-    ranges = pb.UnitRanges()
-    for unit in units:
-        if ranges.ends and ranges.ends[-1] == unit:
-            ranges.ends[-1] = unit + 1
-        else:
-            ranges.starts.append(unit)
-            ranges.ends.append(unit + 1)
-    return ranges
-
-
-def part_to_wire(part: Part) -> pb.Part:
-    """A Part as protobuf."""
-    units = {name: _ranges(units) for name, units in part.units.items()}
-    return pb.Part(units=units, gates=part.gates)
-
-
-def part_from_wire(part: pb.Part) -> Part:
-    """Raises WireError where ranges are empty, overlap or are out of order, or all are too many.
-
-    Units are counted before the first is written out: a message of 60 B can name 16 million.
-    """
-    limits.within(len(part.units), 0, limits.GROUPS, "the number of a part's width groups")
-    total = sum(_count_units(name, ranges) for name, ranges in part.units.items())
-    limits.within(total, 0, limits.UNITS, "the number of a part's units")
-    limits.within(len(part.gates), 0, limits.GATES, "the number of a part's gates")
-    return Part(
-        units={
-            name: tuple(u for s, e in zip(r.starts, r.ends, strict=True) for u in range(s, e))
-            for name, r in part.units.items()
-        },
-        gates={limits.short(name, "a gate's name"): on for name, on in part.gates.items()},
-    )
-
-
-def _count_units(name: str, ranges: pb.UnitRanges) -> int:
-    limits.short(name, "a width group's name")
-    if not ranges.starts or len(ranges.starts) != len(ranges.ends):
-        raise WireError(f"the units of width group {name!r} are not a list of ranges")
-    last = total = 0
-    for start, end in zip(ranges.starts, ranges.ends, strict=True):
-        if start < last or end <= start or end > limits.UNITS:
-            raise WireError(f"units [{start}, {end}) of width group {name!r} are out of order")
-        last, total = end, total + end - start
-    return total
-
-
 def assignment_to_wire(assignment: m.Assignment) -> pb.Assignment:
     """An Assignment as protobuf."""
     start, samples, masking = assignment.start, assignment.samples, assignment.masking
@@ -117,6 +72,7 @@ def assignment_to_wire(assignment: m.Assignment) -> pb.Assignment:
         masking=wire_secure.masking_to_wire(masking) if masking else None,
         ahead_to=assignment.ahead_to,
         start_delta=_delta_to_wire(delta) if delta else None,
+        zero=zero_to_wire(assignment.zero) if assignment.zero else None,
     )
 
 
@@ -150,6 +106,7 @@ def assignment_from_wire(assignment: pb.Assignment) -> m.Assignment:
         masking=wire_secure.masking_from_wire(a.masking) if a.HasField("masking") else None,
         ahead_to=limits.within(a.ahead_to, a.progress_end if a.ahead_to else 0, 1, "ahead_to"),
         start_delta=_delta_from_wire(a.start_delta) if a.HasField("start_delta") else None,
+        zero=zero_from_wire(a.zero) if a.HasField("zero") else None,
     )
 
 

@@ -18,6 +18,7 @@ from partsum.shared.config.fit import (
     check_study,
     check_wire,
 )
+from partsum.shared.config.handoff import HandoffConfig, check_handoff
 from partsum.shared.config.outer import OuterConfig
 from partsum.shared.config.regularisation import RegularisationConfig, check_regularisation
 from partsum.shared.config.relevance import RelevanceConfig
@@ -29,7 +30,6 @@ from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
 from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import (
     DataConfig,
-    HandoffConfig,
     PartsConfig,
     RoundsConfig,
     TaskConfig,
@@ -87,5 +87,6 @@ class RunConfig(Section):
         check_ahead(self.training, self.parts, self.wire, self.deterministic)
         check_regularisation(self.regularisation, self.gates, self.parts, self.structures)
         check_structures(self.gates, self.parts, self.start, self.wire, self.merge, self.privacy)
+        check_handoff(self.handoff, self.parts, self.privacy)
         check_study(self.parts, self.merge, self.outer, self.wire, self.privacy, self.handoff)
         return self

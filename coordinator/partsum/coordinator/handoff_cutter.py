@@ -1,0 +1,87 @@
+"""Cuts the rounds of a hand-off over nodes: everybody gets the whole base, and data of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from partsum.coordinator.cutter import Cutter, base_name, blob_of
+from partsum.coordinator.handoff_plan import steps_of
+from partsum.coordinator.records import HandoffSteps, PlannedPart, RoundPlan
+from partsum.coordinator.workplan import Workplan
+from partsum.shared.files import write_file
+from partsum.shared.part import Part
+from partsum.shared.task import num_samples
+
+
+class HandoffCutter(Cutter):
+    """Works on one run's store, in worker threads. ``config`` is the rounds' own.
+
+    ``slices`` tells what layer norms kept to in the rounds before.
+    """
+
+    norm_slices: Callable[[RoundPlan | None], list[Part]]
+
+    def plan_round(self, plan: Workplan, round: int) -> RoundPlan:
+        """Say what each node is to do: so many steps, from the base on."""
+        ranks, samples = self.config.parts.count, num_samples(self.train)
+        norm_parts = self._norm_parts(round)
+        steps = steps_of(self.config, round, samples, ranks, plan.share, norm_parts)
+        clusters, parts = self.write_clusters(), self.parts(plan, round)
+        planned = tuple(
+            PlannedPart(
+                part=part,
+                seed=self._part_seed(k),
+                start=start,
+                cluster=blob_of(clusters[k]),
+                first_sample=steps.first * steps.batch,
+                num_samples=steps.count * steps.batch,
+                holder=self._holder(plan, part, round, k),
+            )
+            for k, (part, start) in enumerate(zip(parts, self._starts(parts, round), strict=True))
+        )
+        return RoundPlan(round, base_name(round), planned, _progress(steps), handoff=steps)
+
+    def _norm_parts(self, round: int) -> list[Part]:
+        """Whose slices layer norms keep to, for the whole of the hand-off."""
+        if self.config.handoff.norms != "grouped":
+            return []
+        before = self.store.plan(round - 1) if round else None
+        if before is not None and before.handoff is not None:
+            return list(before.handoff.norm_parts)
+        return self.norm_slices(before)
+
+    # -- data -------------------------------------------------------------------------------------
+
+    def cluster_paths(self) -> list[Path]:
+        """Where each node's share of the data lies."""
+        if self.config.handoff.data == "clusters":
+            return super().cluster_paths()
+        folder, count = self.store.folder / "clusters", self.config.parts.count
+        return [folder / f"h{count}-{k}.i64" for k in range(count)]
+
+    def write_clusters(self) -> list[Path]:
+        """The same, made from the seed where they are missing."""
+        paths = self.cluster_paths()
+        if not all(path.exists() for path in paths):
+            rng = np.random.default_rng(self.config.seed)
+            order = rng.permutation(num_samples(self.train))
+            for path, mine in zip(paths, np.array_split(order, len(paths)), strict=True):
+                write_file(path, np.sort(mine).astype("<i8").tobytes())
+        return paths
+
+    def restore_starts(self, plan: RoundPlan) -> None:
+        """After a restart: make again what the folder has lost; the same bytes come out."""
+        self.write_clusters()
+        super().restore_starts(plan)
+
+
+def _progress(steps: HandoffSteps) -> tuple[float, float]:
+    """Where on the run's schedule the round lies."""
+    begin, end = (
+        steps.share + (1 - steps.share) * step / steps.total
+        for step in (steps.first, steps.first + steps.count)
+    )
+    return begin, min(1.0, end)
