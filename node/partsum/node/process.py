@@ -45,6 +45,12 @@ class TrainingError(PartsumError):
     """The worker could not do an assignment, or died of it."""
 
 
+def _is_gangs(order: Work) -> bool:
+    """Whether the worker joins a gang for it, which it cannot leave again."""
+    zero = order.assignment.zero if isinstance(order, Train) else None
+    return zero is not None and zero.way != "apart"
+
+
 class WorkerProcess:
     """A worker that is there whenever it is needed: one that dies is replaced.
 
@@ -173,7 +179,7 @@ class WorkerProcess:
             raise
         finally:
             self._training.pop(order.ticket, None)
-            if isinstance(order, Train) and order.assignment.zero and worker is self._process:
+            if _is_gangs(order) and worker is self._process:
                 self._renew()
 
     def _renew(self) -> None:

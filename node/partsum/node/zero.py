@@ -1,11 +1,13 @@
 """Train a stretch of the hand-off under DeepSpeed: the whole base, on this node's own samples.
 
-DeepSpeed's state and torch's process groups belong to the process, so an assignment of this kind
-is the last that a worker carries out (see `process`); the next worker loads while this round ends.
+A node by itself makes a new engine for each stretch, in a group of one that stays. A gang's group
+and DeepSpeed's idea of it belong to the process, so its stretch is the last that a worker carries
+out (see `process`); the next worker loads while the round ends.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
@@ -54,18 +56,30 @@ def train_zero(
     work = a.zero
     assert work is not None
     _check_installed()
-    with _alone(job.device) as place:
-        torch.manual_seed(a.seed)
-        model = _model(task, job, work)
-        dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-        elements = sum(parameter.numel() for parameter in model.parameters())
-        settings = zero_settings(_terms(a, work, place), elements, place.on_gpu)
-        engine = start_engine(model, settings, place)
+    place = _alone(job.device)
+    torch.manual_seed(a.seed)
+    model = _model(task, job, work)
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    settings = zero_settings(_terms(a, work, place), elements, place.on_gpu)
+    with _engine(model, settings, place) as engine:
         moments = ZeroMoments(folder, a, place)
         moments.go_on(engine)
         tally = _steps(task, job, work, engine, settings, place, on_progress, should_stop, clock)
         moments.keep(engine)
         return _written(job, whole_tensors(engine.module, dtypes), tally)
+
+
+@contextmanager
+def _engine(model: nn.Module, settings: DeepSpeedSettings, place: Place) -> Iterator[Engine]:
+    """DeepSpeed's engine around the model; afterwards its memory is free for the next."""
+    engine = start_engine(model, settings, place)
+    try:
+        yield engine
+    finally:
+        engine.destroy()
+        del engine
+        gc.collect()  # it holds itself, by its hooks
 
 
 def _check_installed() -> None:
@@ -77,9 +91,10 @@ def _check_installed() -> None:
         )
 
 
-@contextmanager
-def _alone(device: torch.device) -> Iterator[Place]:
+def _alone(device: torch.device) -> Place:
     """A group of this node alone, since DeepSpeed wants one; nothing of it leaves the host."""
+    if torch.distributed.is_initialized():
+        return Place(0, 1, device)
     on_gpu = device.type == "cuda"
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
@@ -88,10 +103,7 @@ def _alone(device: torch.device) -> Iterator[Place]:
     torch.distributed.init_process_group(
         "nccl" if on_gpu else "gloo", store=HashStore(), rank=0, world_size=1
     )
-    try:
-        yield Place(0, 1, device)
-    finally:
-        torch.distributed.destroy_process_group()
+    return Place(0, 1, device)
 
 
 def _model(task: Task, job: Job, work: ZeroWork) -> nn.Module:

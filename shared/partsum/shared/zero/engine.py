@@ -46,6 +46,9 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add this micro batch's gradients, over the ranks."""
 
+    def destroy(self) -> None:
+        """Let go of the hooks and buffers that it holds."""
+
     def step(self) -> None:
         """Step the optimizer, after the last micro batch of a batch."""
 
