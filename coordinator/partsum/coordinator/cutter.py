@@ -13,6 +13,7 @@ from partsum.coordinator.base import Base
 from partsum.coordinator.clusters import make_clusters
 from partsum.coordinator.copies import own_slice
 from partsum.coordinator.overlap import Overlap
+from partsum.coordinator.phases import handoff_rounds
 from partsum.coordinator.planner import equal_fractions, plan_parts, plan_slices
 from partsum.coordinator.records import PlannedPart, RoundPlan
 from partsum.coordinator.relevance.survey import ranking
@@ -88,32 +89,40 @@ class Cutter:
         starts, delta = self._starts(parts, round), self._delta(round)
         for k, (part, start) in enumerate(zip(parts, starts, strict=True)):
             cluster = clusters[self.cluster_of(round, k)]
-            samples = _share_of(cluster.stat().st_size // 8, self.config)
+            samples = self._num_samples(round, cluster.stat().st_size // 8, len(parts))
             planned.append(
                 PlannedPart(
                     part=part,
                     # Stable over rounds: the walk goes on where it was.
-                    seed=self._part_seed(k),
+                    seed=self._part_seed(round, k),
                     start=start,
                     cluster=blob_of(cluster),
-                    first_sample=round * samples,
+                    first_sample=self._nth(round) * samples,
                     num_samples=samples,
                     holder=self._holder(plan, part, round, k),
                     delta=delta,
                 )
             )
-        rounds = max(1, self.config.parts.rounds)
+        rounds = max(1, handoff_rounds(self.config).start)
         begin, end, ahead_to = (plan.share * (round + k) / rounds for k in range(3))
-        if not self.config.training.ahead or round + 1 >= rounds:
+        if not self.config.training.ahead or round + 1 >= self.config.parts.rounds:
             ahead_to = 0.0
         needed = needed_updates(self.config, len(parts))
         return RoundPlan(
             round, base_name(round), tuple(planned), (begin, end), ahead_to, needed=needed
         )
 
-    def _part_seed(self, k: int) -> int:
+    def _part_seed(self, round: int, k: int) -> int:
         """A part's."""
         return (self.config.seed * 1_000_003 + k) % 2**62
+
+    def _num_samples(self, round: int, cluster_size: int, parts: int) -> int:
+        """How many samples each of a round's parts sees."""
+        return _share_of(cluster_size, self.config)
+
+    def _nth(self, round: int) -> int:
+        """How many rounds like this one were before it: so far its walk over the data has come."""
+        return round
 
     def _holder(self, plan: Workplan, part: Part, round: int, k: int) -> str:
         """Who trained the part last, and has its weights and moments; else whom it was made for."""

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Coroutine
 
 from partsum.coordinator import events as e
 from partsum.coordinator.desk import NodeDesk, OpenRound
-from partsum.coordinator.handover import begin_handoff, begin_over_nodes, hand_over
+from partsum.coordinator.handover import begin_over_nodes, hand_over
 from partsum.coordinator.intake import Intake
 from partsum.coordinator.jobs import alive
 from partsum.coordinator.metrics import Metrics
@@ -158,6 +158,10 @@ class CoordinatorDaemon:
                 self._spawn(self.desk.deliver(node, part))
             case e.Cancel(node, part, reason):
                 self.desk.cancel(node, part, reason)
+            case e.Form(gang):
+                self.desk.form(gang)
+            case e.Forget(part):
+                self.run.drop_update(self.run.next_round, part)
             case e.Merge(missing):
                 self._spawn(self._merge(missing, self._reason))
             case e.Handoff():
@@ -168,8 +172,7 @@ class CoordinatorDaemon:
                 self._end("failed", reason)
 
     async def _plan_round(self, round: int) -> None:
-        if phase_of(self.run.config, round) == "handoff":
-            await begin_over_nodes(self.run, self.desk.registry.totals())
+        await begin_over_nodes(self.run, round, self.desk.registry.totals())
         live = [node for node in self.desk.registry if node.session]
         profiles = {node.name: node.profile for node in live if node.profile}
         plan, holders, done = await self.run.open_round(round, profiles)
@@ -181,14 +184,16 @@ class CoordinatorDaemon:
             except LapsedError as error:
                 self._lapse(error)
                 return
+        works = self.run.workshop_of(round)
         self.desk.round = OpenRound(
             plan,
-            self.run.workshop_of(round).cutter.blob_paths(plan),
-            self.run.workshop_of(round).largest_update(plan),
+            works.cutter.blob_paths(plan),
+            works.largest_update(plan),
             pushes=self.run.store.pushes(),
             masking=opening.masking,
         )
-        self._decide(e.Planned(opening.holders, opening.done, opening.needed))
+        gang = self.desk.restore_gang()
+        self._decide(e.Planned(opening.holders, opening.done, opening.needed, gang))
 
     def _lapse(self, error: LapsedError) -> None:
         assert self._secure is not None
@@ -224,13 +229,11 @@ class CoordinatorDaemon:
             self.metrics.stage_seconds.labels(stage).observe(seconds)
         self.metrics.merge_seconds.set(result.stage_seconds.get("merge", 0.0))
         self.metrics.round_seconds.observe(self.run.clock.now() - self.run.opened)
-        registry = self.desk.registry
-        self.run.store.note_nodes({node.name: registry.memory(node) for node in registry})
+        self.run.store.note_nodes(self.desk.registry.memories())
         self._decide(e.Merged())
 
     async def _hand_off(self) -> None:
-        begin_handoff(self.run, self.desk.registry.totals())
-        await hand_over(self.run, self._show_handoff)
+        await hand_over(self.run, self.desk.registry.totals(), self._show_handoff)
         self._show_scores("the final model", self.run.loss, self.run.accuracy)
         self._decide(e.HandoffDone())
 
@@ -243,14 +246,8 @@ class CoordinatorDaemon:
         self.metrics.accuracy.set(shown)
 
     def _show_handoff(self) -> None:
-        progress = self.run.handoff_progress
-        if progress is not None:
-            self.metrics.handoff_step.set(progress.step)
-            self.metrics.handoff_loss.set(progress.loss)
-            self.metrics.handoff_speed.set(progress.samples_per_second)
-            if progress.scores is not None:
-                self.metrics.loss.set(progress.scores.loss)
-                self.metrics.accuracy.set(progress.scores.accuracy)
+        if self.run.handoff_progress is not None:
+            self.metrics.show_handoff(self.run.handoff_progress)
         self._publish()
 
     # -- what operators see -----------------------------------------------------------------------
@@ -273,10 +270,8 @@ class CoordinatorDaemon:
     def _phase(self) -> str:
         if self.outcome.done():
             return self.outcome.result()[0]
-        phase = self._machine.phase
-        if phase in {"planning", "training", "merging"}:
-            return phase_of(self.run.config, self._machine.round)
-        return phase
+        phase, at_work = self._machine.phase, {"planning", "training", "merging"}
+        return phase_of(self.run.config, self._machine.round) if phase in at_work else phase
 
     def status(self) -> RunStatus:
         """The run as an operator sees it."""

@@ -67,7 +67,7 @@ class Decoder:
 
     def _restore(self, path: Path, update: Update, plan: RoundPlan, out: Path) -> str:
         planned = plan.parts[update.part_index]
-        shapes = self._inspector.shapes(planned.part)
+        shapes = self._inspector.shapes(plan, update.part_index)
         with ExitStack() as files:
             sent: Changes
             if update.encoded is not None:

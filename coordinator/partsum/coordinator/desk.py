@@ -6,14 +6,14 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 
 from partsum.coordinator import events as e
+from partsum.coordinator.gang_desk import GangDesk
 from partsum.coordinator.handoff_meter import HandoffMeter
 from partsum.coordinator.metrics import Metrics
-from partsum.coordinator.records import RoundPlan
+from partsum.coordinator.open_round import OpenRound as OpenRound
 from partsum.coordinator.registry import Node, Registry, Session
 from partsum.coordinator.rounds import RoundMachine
 from partsum.coordinator.run import Run
@@ -23,32 +23,14 @@ from partsum.coordinator.terms import (
     check_encodings,
     check_profile,
     check_texts,
-    needs_its_node,
+    why_moved,
 )
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared import wire
 from partsum.shared.errors import RefusedError, StateError
 from partsum.shared.messages import NodeProfile, Progress
-from partsum.shared.secure import Masking
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class OpenRound:
-    """The round that nodes work on."""
-
-    plan: RoundPlan
-    blobs: dict[str, Path]  # what nodes may pull, by digest
-    largest_bytes: int  # that an update's file can have
-    send_seconds: float = 0.0  # the longest delivery of an assignment
-    given: dict[int, set[str]] = field(default_factory=dict)  # whom each part went to
-    pushes: dict[str, Path] = field(default_factory=dict)  # updates that have begun to come in
-    masking: Mapping[int, Masking] = field(default_factory=dict)  # by part, where updates are
-
-    def assignment_id(self, part: int) -> str:
-        """The name of a part's assignment."""
-        return f"r{self.plan.round}-p{part}"
 
 
 class NodeDesk:
@@ -72,6 +54,7 @@ class NodeDesk:
         self.changed = changed
         self.meter = HandoffMeter(run, metrics)
         self.secrecy = self._make_secrecy()
+        self.gangs = GangDesk(run.store, registry, run.config.gang)
         self._samples_lock = asyncio.Lock()  # two must not write one cluster's file at once
 
     def _make_secrecy(self) -> Secrecy | None:
@@ -95,16 +78,7 @@ class NodeDesk:
         node.rest("receiving")
         node.part, node.assigned_samples = part, round.plan.parts[part].num_samples
         node.assigned_at = self._run.clock.now()
-        planned = round.plan.parts[part]
-        goes_on = round.plan.round > 0 and planned.start is not None
-        if needs_its_node(self._run.config) and goes_on and planned.holder != name:
-            full = self._run.config.parts.planner == "full"
-            what = "encoding's losses" if full else "moments"
-            where = f"are with {planned.holder}" if planned.holder else "may be lost"
-            text = (
-                f"part {part} goes to {name}, but its {what} {where}: the weights will not be "
-                "those of an undisturbed run"
-            )
+        if text := why_moved(self._run.config, round.plan, part, name):
             log.warning("%s", text)
             self.note("moved", text, name, part)
         slow = self._machine.jobs[part].node
@@ -115,6 +89,23 @@ class NodeDesk:
             return
         self._run.note_holder(round.plan.round, part, name)
 
+    def form(self, formed: e.Formed) -> None:
+        """Name a gang; its parts are assigned next."""
+        assert self.round is not None
+        self.round.generation = formed.generation
+        self.gangs.form(self.round.plan.round, formed, self._machine.nodes())
+
+    def restore_gang(self) -> e.Formed | None:
+        """The gang that trained the open round before a restart, if there was one."""
+        assert self.round is not None
+        formed = self.gangs.restore(self.round.plan.round)
+        self.round.generation = formed.generation if formed else 0
+        return formed
+
+    def meets(self, node: Node, message: pb.GangOpened) -> None:
+        """A node says where its gang meets."""
+        self.gangs.opened(node, message, self._machine.nodes())
+
     async def deliver(self, name: str, part: int) -> None:
         """Send the assignment, with the cluster's samples where the node has no copy."""
         node, round = self.registry.get(name), self.round
@@ -122,7 +113,12 @@ class NodeDesk:
         assert round is not None
         works = self._run.workshop_of(round.plan.round)
         given = assignment(works.config, round.plan, part)
-        given = replace(given, masking=round.masking.get(part))
+        given = replace(
+            given,
+            id=round.assignment_id(part),
+            masking=round.masking.get(part),
+            gang=self.gangs.place(round.plan, part),
+        )
         if node.profile is not None and not node.profile.data_digest:
             async with self._samples_lock:
                 path, blob = await asyncio.to_thread(
@@ -139,6 +135,7 @@ class NodeDesk:
         if node.session is not None:
             node.bytes_sent += message.ByteSize()
             node.session.send(message)
+            self.gangs.tell(node, part)
 
     def cancel(self, name: str, part: int, reason: str) -> None:
         """Tell a node that its work is no longer needed."""
@@ -213,12 +210,18 @@ class NodeDesk:
         self.meter.hear(self.round.plan, node.part, progress)
         self.changed()
 
-    def failed(self, node: Node, assignment: str, reason: str) -> None:
-        """It cannot do an assignment."""
+    def failed(self, node: Node, assignment: str, reason: str, gang: bool) -> None:
+        """It cannot do an assignment; ``gang``: for another member's fault."""
         round, machine = self.round, self._machine
         parts = [part for part in machine.jobs if machine.has(node.name, part)]
         held = {round.assignment_id(part): part for part in parts if round}
         if (part := held.get(assignment)) is None:
+            return
+        if gang:
+            log.warning("the gang of node %s broke: %s", node.name, reason)
+            self.note("gang", reason, node.name, part)
+            node.rest()
+            self._decide(e.GangBroke(node.name, part, reason))
             return
         log.warning("node %s failed assignment %s: %s", node.name, assignment, reason)
         self.note("failed", f"assignment {assignment}: {reason}", node.name)

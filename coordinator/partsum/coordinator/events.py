@@ -25,6 +25,7 @@ class RoundSettings:
     backup_after: float = (
         0.0  # times the round's median, then a part goes to a second node; 0: never
     )
+    gangs: range = range(0)  # the rounds whose parts are trained in step
 
 
 # ---- what happens -------------------------------------------------------------------------------
@@ -51,6 +52,15 @@ class Planned:
     holders: Sequence[str]
     done: Sequence[int] = ()  # parts whose updates were in before a restart
     needed: int = 0  # updates without which this round cannot close, beside the quorum
+    gang: Formed | None = None  # that trained it before a restart, where parts are in gangs
+
+
+@dataclass(frozen=True)
+class Formed:
+    """A gang: which parts its members train, by rank, and how many were formed before it."""
+
+    generation: int
+    parts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,15 @@ class UpdateIn:
 @dataclass(frozen=True)
 class JobFailed:
     """A node could not train its part, or its update was refused."""
+
+    node: str
+    part: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class GangBroke:
+    """A node's gang broke, through no fault of its own: it is another member, or the network."""
 
     node: str
     part: int
@@ -107,6 +126,7 @@ Event = (
     | Planned
     | UpdateIn
     | JobFailed
+    | GangBroke
     | Withdrawn
     | Lapsed
     | Merged
@@ -142,6 +162,20 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class Form:
+    """The parts that are assigned next are trained in step, by this gang."""
+
+    gang: Formed
+
+
+@dataclass(frozen=True)
+class Forget:
+    """An update that is in was trained by a gang that broke: it is not to be merged."""
+
+    part: int
+
+
+@dataclass(frozen=True)
 class Merge:
     """Merge what is in, then say Merged; the missing parts stay at the base's values."""
 
@@ -165,7 +199,7 @@ class Fail:
     reason: str
 
 
-Action = Plan | Assign | Cancel | Merge | Handoff | Finish | Fail
+Action = Plan | Assign | Cancel | Form | Forget | Merge | Handoff | Finish | Fail
 
 
 @dataclass(frozen=True)

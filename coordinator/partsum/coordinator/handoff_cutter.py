@@ -33,9 +33,9 @@ class HandoffCutter(Cutter):
         planned = tuple(
             PlannedPart(
                 part=part,
-                seed=self._part_seed(k),
+                seed=self._part_seed(round, k),
                 start=start,
-                cluster=blob_of(clusters[k]),
+                cluster=blob_of(clusters[self.cluster_of(round, k)]),
                 first_sample=steps.first * steps.batch,
                 num_samples=steps.count * steps.batch,
                 holder=self._holder(plan, part, round, k),
@@ -56,11 +56,25 @@ class HandoffCutter(Cutter):
     # -- data -------------------------------------------------------------------------------------
 
     def cluster_paths(self) -> list[Path]:
-        """Where each node's share of the data lies."""
-        if self.config.handoff.data == "clusters":
+        """Where the data lies: a share for each node, or for a gang that shares it, all of it."""
+        handoff = self.config.handoff
+        if handoff.data == "clusters" and handoff.how != "pipeline":
             return super().cluster_paths()
-        folder, count = self.store.folder / "clusters", self.config.parts.count
+        folder, count = self.store.folder / "clusters", self._shares
         return [folder / f"h{count}-{k}.i64" for k in range(count)]
+
+    @property
+    def _shares(self) -> int:
+        """How many pieces the data is cut into, where it is shuffled."""
+        return self.config.parts.count if self.config.handoff.is_over("apart") else 1
+
+    def cluster_of(self, round: int, part: int) -> int:
+        """Which of them a part is trained on."""
+        return part % len(self.cluster_paths())
+
+    def _part_seed(self, round: int, k: int) -> int:
+        """Where nodes walk their own data, each goes its own way; a gang walks together."""
+        return super()._part_seed(round, k if self.config.handoff.is_over("apart") else 0)
 
     def write_clusters(self) -> list[Path]:
         """The same, made from the seed where they are missing."""

@@ -73,6 +73,6 @@ def steps_of(
     place, rounds = round - handoff_rounds(config).start, config.handoff.rounds
     total = max(rounds, total_steps(config, samples))
     first, end = (total * k // rounds for k in (place, place + 1))
-    split = 1 if config.handoff.is_over("pipeline") else ranks
-    batch = max(1, config.handoff.batch_size // split)
+    # A gang's members split the batch among themselves, however many they are.
+    batch = config.handoff.batch_size // (ranks if config.handoff.is_over("apart") else 1)
     return HandoffSteps(first, end - first, total, share, batch, tuple(norm_parts))

@@ -17,6 +17,7 @@ from partsum.coordinator.handoff import (
     run_handoff,
 )
 from partsum.coordinator.handoff_end import note_end, score_start, write_final
+from partsum.coordinator.phases import phase_of
 from partsum.coordinator.run import Run
 from partsum.shared.files import file_digest, sync_folder
 
@@ -29,18 +30,21 @@ def begin_handoff(run: Run, bytes_moved: tuple[int, int]) -> None:
         run.store.note(handoff_began=run.clock.now(), parts_bytes=bytes_moved)
 
 
-async def begin_over_nodes(run: Run, bytes_moved: tuple[int, int]) -> None:
-    """The same before a round in which nodes train the hand-off; its base is scored, once."""
+async def begin_over_nodes(run: Run, round: int, bytes_moved: tuple[int, int]) -> None:
+    """The same where nodes train the hand-off, before its first round; the base is scored."""
+    if phase_of(run.config, round) != "handoff":
+        return
     begin_handoff(run, bytes_moved)
     await asyncio.to_thread(score_start, run)
 
 
-async def hand_over(run: Run, changed: Callable[[], None]) -> None:
+async def hand_over(run: Run, bytes_moved: tuple[int, int], changed: Callable[[], None]) -> None:
     """Let DeepSpeed train the merged base; its result becomes the run's ``final.safetensors``.
 
+    Where nodes did that, in rounds, the result is the last of these.
     ``changed`` is called whenever there is news in ``run.handoff_progress``. Raises HandoffError.
     """
-
+    begin_handoff(run, bytes_moved)
     done, final = run.store.fact("handoff"), run.folder / "final.safetensors"
     if done is not None and _is_whole(final, done):  # killed between this and the run's end
         run.loss, run.accuracy = done["end"]["loss"], done["end"]["accuracy"]

@@ -15,6 +15,7 @@ from partsum.coordinator.cutter import Cutter
 from partsum.coordinator.origin import Origin
 from partsum.coordinator.records import RoundPlan
 from partsum.coordinator.store import Store
+from partsum.coordinator.terms import moments_travel
 from partsum.coordinator.updates import check_update, part_shapes
 from partsum.shared.config import RunConfig
 from partsum.shared.encoding import Shapes
@@ -33,7 +34,7 @@ class Inspector:
         self.base = base
         self.cutter = cutter
         self.first_round = 0  # earlier ones' updates are of another kind
-        self._shapes: dict[Part, Shapes] = {}
+        self._shapes: dict[tuple[Part, bool], Shapes] = {}
         self._seeding = threading.Lock()  # a fresh part is drawn from torch's only generator
 
     def check(self, path: Path, plan: RoundPlan, k: int) -> Change:
@@ -41,7 +42,7 @@ class Inspector:
 
         Raises UpdateRefusedError where it is no update of that part.
         """
-        shapes = self.shapes(plan.parts[k].part)
+        shapes = self.shapes(plan, k)
         if self.config.privacy.secure_aggregation:
             masked = {name: (torch.int64, shape) for name, (_, shape) in shapes.items()}
             return check_update(path, masked)
@@ -49,16 +50,13 @@ class Inspector:
             samples = plan.parts[k].num_samples
             return check_update(path, shapes, self.origin(plan, k, files), samples)
 
-    def shapes(self, part: Part) -> Shapes:
-        """Of the tensors in an update of that part."""
+    def shapes(self, plan: RoundPlan, k: int) -> Shapes:
+        """Of the tensors in an update of part ``k``."""
         known = self._shapes  # other threads may put another dict there
-        shapes = known.get(part) or self._part_shapes(part)
-        self._shapes = {**dict(list(known.items())[-64:]), part: shapes}
+        key = (plan.parts[k].part, moments_travel(self.config, plan.round))
+        shapes = known.get(key) or part_shapes(self.base.shape, self.base.widths, *key)
+        self._shapes = {**dict(list(known.items())[-64:]), key: shapes}
         return shapes
-
-    def _part_shapes(self, part: Part) -> Shapes:
-        moments = self.config.parts.moments == "travel"
-        return part_shapes(self.base.shape, self.base.widths, part, moments)
 
     def origin(self, plan: RoundPlan, k: int, files: ExitStack) -> Readable:
         """What part ``k``'s change is measured from; its file stays open as long as ``files``.

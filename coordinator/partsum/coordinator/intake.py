@@ -71,6 +71,8 @@ class Intake:
             return f"part {update.part_index} of round {update.round} is already in"
         if node.name not in round.given.get(update.part_index, {job.node}):
             return f"part {update.part_index} of round {update.round} was given to others"
+        if round.generation and update.assignment_id != round.assignment_id(update.part_index):
+            return "the gang that trained it broke before all of its members had delivered"
         masking = round.masking.get(update.part_index)
         if update.session != (masking.session if masking else ""):
             return "its masks are not those of this round"  # it is told the right ones, or was

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from partsum.coordinator.handoff import HandoffProgress
 from partsum.coordinator.leaderboard import Leaderboard
 from partsum.coordinator.node_figures import NodeFigures
 from partsum.coordinator.registry import Node
 
-PHASES = ("waiting", "parts", "handoff", "finished", "stopped", "failed")
+PHASES = ("waiting", "parts", "cotrain", "handoff", "finished", "stopped", "failed")
 STAGES = ("plan", "send", "train", "receive", "merge", "evaluate", "commit")
 _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 
@@ -94,6 +95,15 @@ class Metrics:
         self.structures.set(len(board.alive))
         last = ranked[0].last
         self.best.set(math.nan if last is None or last.accuracy is None else last.accuracy)
+
+    def show_handoff(self, progress: HandoffProgress) -> None:
+        """Where DeepSpeed is."""
+        self.handoff_step.set(progress.step)
+        self.handoff_loss.set(progress.loss)
+        self.handoff_speed.set(progress.samples_per_second)
+        if progress.scores is not None:
+            self.loss.set(progress.scores.loss)
+            self.accuracy.set(progress.scores.accuracy)
 
     def set_phase(self, phase: str) -> None:
         """Exactly one phase is 1."""

@@ -30,7 +30,7 @@ class HandoffSteps:
     count: int
     total: int
     share: float  # where on the schedule the hand-off began
-    batch: int  # samples of one rank in a step
+    batch: int  # samples in a step: of a gang together, else of one node
     norm_parts: tuple[Part, ...] = ()  # layer norms keep to their slices; none: they do not
 
 

@@ -13,35 +13,34 @@ from collections.abc import Iterable
 from typing import Literal
 
 from partsum.coordinator import events as e
+from partsum.coordinator.gangs import Gang, why_forming
 from partsum.coordinator.jobs import (
     Job,
     Member,
     alive,
     deal,
     deal_backups,
-    is_benched,
     slow_parts,
 )
 from partsum.coordinator.reasons import PHASES, why_training, why_waiting
+from partsum.coordinator.roster import Roster
 
 Phase = Literal["waiting", "planning", "training", "merging", "handoff", "finished", "failed"]
 
 
-class RoundMachine:
+class RoundMachine(Roster):
     """The state of a run's rounds; changed by `handle` and by nothing else."""
 
     def __init__(
         self, settings: e.RoundSettings, round: int, now: float, benched: Iterable[str] = ()
     ) -> None:
-        self.settings = settings
+        super().__init__(settings, benched)
         self.round = round
         self.phase: Phase = "waiting"
-        self.members: dict[str, Member] = {name: Member("benched") for name in benched}
-        self.jobs: dict[int, Job] = {}
         self._since = now  # of the phase
         self._needed = settings.quorum  # updates, to close the round without the rest
         self._lapsed = False  # the round is opened again, with whoever is there
-        self._last_failure = ""  # of any round: nodes stay benched beyond theirs
+        self._gang = Gang()
 
     def handle(self, event: e.Event, now: float) -> e.Decision:
         """Take in one event and decide."""
@@ -66,6 +65,8 @@ class RoundMachine:
                 return self._take_update(node, part, now)
             case e.JobFailed(node, part, reason):
                 self._note_failure(node, part, reason, now)
+            case e.GangBroke(node, part, reason):
+                self._part_ways(node, part, reason)
             case e.Withdrawn(node, part, reason):
                 self._withdraw(node, part, reason, now)
             case e.Lapsed():
@@ -78,26 +79,6 @@ class RoundMachine:
                 return [e.Finish()]
         return []  # a Tick, or what comes too late to matter
 
-    def _welcome(self, node: str) -> None:
-        member = self.members.setdefault(node, Member())
-        if member.state != "benched":
-            member.state = "idle"
-        for job in self.jobs.values():
-            if job.held_by(node):  # it reconnected before we saw it go: send it again
-                job.drop(node, 0.0)
-            elif job.state == "out" and job.node == node and not job.failed_on:
-                job.state = "pending"  # given up too early
-
-    def _lose(self, node: str, now: float) -> None:
-        member = self.members.get(node)
-        if member is None:
-            return
-        if member.state != "benched":
-            member.state = "gone"
-        for job in self.jobs.values():
-            if job.held_by(node):
-                job.drop(node, now + self.settings.return_seconds)
-
     def _open(self, planned: e.Planned, now: float) -> None:
         hold = now + self.settings.return_seconds
         self.jobs = {
@@ -108,6 +89,8 @@ class RoundMachine:
             self.jobs[part].state = "in"
         self.phase, self._since, self._lapsed = "training", now, False
         self._needed = max(self.settings.quorum, planned.needed)
+        self._gang = Gang(planned.gang)
+        self._gang.sit_out(self.jobs)
 
     def _take_update(self, node: str, part: int, now: float) -> list[e.Action]:
         member = self.members.setdefault(node, Member("gone"))
@@ -122,19 +105,6 @@ class RoundMachine:
             self._free(name)
         return [e.Cancel(name, part, f"{node} delivered it first") for name in others]
 
-    def _note_failure(self, node: str, part: int, reason: str, now: float) -> None:
-        member = self.members.setdefault(node, Member("gone"))
-        member.failures += 1
-        self._last_failure = f"{node}: {reason}"
-        job = self.jobs.get(part)
-        if job is not None and job.held_by(node):
-            job.drop(node, 0.0)
-            job.failed_on.add(node)
-        self._free(node)
-        if member.failures >= self.settings.refusals:
-            self._lose(node, now)
-            member.state = "benched"
-
     def _withdraw(self, node: str, part: int, reason: str, now: float) -> None:
         """Back into the training of this round, as if the update had been refused at the door."""
         job = self.jobs.get(part)
@@ -146,14 +116,6 @@ class RoundMachine:
         job.state, job.took, job.hold_until = "pending", None, 0.0
         job.failed_on.add(node)
         self._note_failure(node, part, reason, now)
-
-    def _free(self, node: str) -> None:
-        """It is idle, unless it works on another part than the one that this is about."""
-        member = self.members.get(node)
-        if member is None or member.state != "busy":
-            return
-        if not any(job.held_by(node) for job in self.jobs.values()):
-            member.state = "idle"
 
     # -- decisions --------------------------------------------------------------------------------
 
@@ -184,6 +146,8 @@ class RoundMachine:
         return []
 
     def _train(self, now: float) -> list[e.Action]:
+        if self.round in self.settings.gangs:
+            return self._train_in_step(now)
         if self.parts_in() == len(self.jobs):
             return self._close((), now)
         if self._hopeless():
@@ -199,14 +163,35 @@ class RoundMachine:
             return self._close(self._missing(), now) if self._enough() else self._reopen(now)
         return actions
 
+    def _train_in_step(self, now: float) -> list[e.Action]:
+        """All of a gang, or nobody."""
+        if self._hopeless():
+            return self._give_up(self._missing(), now)
+        gang, actions = self._gang, list[e.Action]()
+        if gang.formed and gang.is_broken(self.jobs, self.members, now):
+            actions += self._cancel_all("its gang broke")
+            actions += [e.Forget(part) for part, job in self.jobs.items() if job.state == "in"]
+            gang.break_up(self.jobs, self.members)
+        if gang.formed:
+            if all(job.state in {"in", "out"} for job in self.jobs.values()):
+                return self._close(self._missing(), now)
+            return [self._give(*dealt, now) for dealt in gang.back(self.jobs, self.members)]
+        dealt = gang.form(self.jobs, self.members, now)
+        if gang.formed:
+            actions.append(e.Form(gang.formed))
+        return actions + [self._give(node, part, now) for node, part in dealt]
+
+    def _give(self, node: str, part: int, now: float) -> e.Assign:
+        job = self.jobs[part]
+        job.state, job.node, job.given_at = "assigned", node, now
+        self.members[node].state = "busy"
+        return e.Assign(node, part)
+
     def _assign(self, now: float) -> list[e.Action]:
         """Pending parts to idle nodes; to those still idle, second copies of the slowest parts."""
         actions: list[e.Action] = []
         for node, part in deal(self.jobs, self.members, self.settings, now):
-            job = self.jobs[part]
-            job.state, job.node, job.given_at = "assigned", node, now
-            self.members[node].state = "busy"
-            actions.append(e.Assign(node, part))
+            actions.append(self._give(node, part, now))
         for node, part in deal_backups(self.jobs, self.members, self._backup_after(), now):
             self.jobs[part].backup = node
             self.members[node].state = "busy"
@@ -217,11 +202,6 @@ class RoundMachine:
         """Never where a second node, without the moments, would send other bytes."""
         alone = self.settings.sticky or self.settings.pinned
         return 0.0 if alone else self.settings.backup_after
-
-    def _hopeless(self) -> bool:
-        """Whether every node that ever came has failed too often to get more work."""
-        states = (member.state == "benched" for member in self.members.values())
-        return bool(self.members) and all(states)
 
     def _give_up(self, missing: tuple[int, ...], now: float) -> list[e.Action]:
         if self._enough():
@@ -238,9 +218,6 @@ class RoundMachine:
         self.phase, self._since, self._lapsed, self.jobs = "waiting", now, True, {}
         return self._start(now)
 
-    def _missing(self) -> tuple[int, ...]:
-        return tuple(part for part, job in self.jobs.items() if job.state != "in")
-
     def _enough(self) -> bool:
         return self.parts_in() >= self._needed
 
@@ -248,37 +225,15 @@ class RoundMachine:
         """How many nodes to wait for."""
         return self.settings.least if self._lapsed else self.settings.min_nodes
 
-    def _cancel_all(self, reason: str) -> list[e.Action]:
-        actions: list[e.Action] = []
-        for part, job in self.jobs.items():
-            holders = job.holders()
-            if holders:
-                job.state, job.backup = "pending", ""
-            for node in holders:
-                self._free(node)
-                actions.append(e.Cancel(node, part, reason))
-        return actions
-
     # -- questions --------------------------------------------------------------------------------
-
-    def has(self, node: str, part: int) -> bool:
-        """Whether the node is to train the part."""
-        job = self.jobs.get(part)
-        return job is not None and job.held_by(node)
-
-    def is_benched(self, node: str) -> bool:
-        """Whether the node gets no more work."""
-        return is_benched(self.members, node)
-
-    def parts_in(self) -> int:
-        """How many updates of the round are in."""
-        return [job.state for job in self.jobs.values()].count("in")
 
     def _reason(self, now: float) -> str:
         if self.phase == "waiting":
             return why_waiting(self.members, self._wanted())
         if self.phase != "training":
             return PHASES[self.phase]
+        if self.round in self.settings.gangs and self._gang.formed is None:
+            return why_forming(self.jobs, self.members, now)
         late = now - self._since >= self.settings.deadline_seconds
         return why_training(self.jobs, self.members, late, self._needed, now)
 

@@ -19,19 +19,17 @@ from partsum.coordinator.folder import DEEPSPEED_COPY
 from partsum.coordinator.gate_certificate import certify_gates, check_regularisation
 from partsum.coordinator.handoff import HandoffProgress
 from partsum.coordinator.handoff_config import deepspeed_settings
-from partsum.coordinator.handoff_workshop import HandoffWorkshop
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.leaderboard import Leaderboard
-from partsum.coordinator.phases import phase_of, total_rounds
+from partsum.coordinator.phases import total_rounds
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.recovery import Recovery
 from partsum.coordinator.search import used_gates
-from partsum.coordinator.search_workshop import SearchWorkshop
 from partsum.coordinator.standings import standings_of
 from partsum.coordinator.store import Store
-from partsum.coordinator.study.workshop import StudyWorkshop
 from partsum.coordinator.workplan import Workplan, make_workplan
 from partsum.coordinator.workshop import Workshop
+from partsum.coordinator.workshops import Workshops
 from partsum.shared.config import HandoffConfig, RunConfig
 from partsum.shared.errors import DataError, TaskError
 from partsum.shared.messages import (
@@ -53,12 +51,6 @@ log = logging.getLogger(__name__)
 
 
 _CHECKS = 2  # updates looked at together: each holds some tensors, and nodes may be many
-
-
-def _workshop_kind(config: RunConfig) -> type[Workshop]:
-    if config.parts.is_study:
-        return StudyWorkshop
-    return SearchWorkshop if config.parts.is_search else Workshop
 
 
 class Run:
@@ -83,9 +75,8 @@ class Run:
             torch.set_deterministic_debug_mode("warn")
         device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
         self.base = Base(self.task, device)
-        kind = _workshop_kind(config)
-        self.workshop = kind(config, store, self.base, self.train, self.validation)
-        self._handoff: HandoffWorkshop | None = None  # once the rounds before it are done
+        self.workshops = Workshops(config, store, self.base, self.train, self.validation)
+        self.workshop = self.workshops.parts
         self._checks = asyncio.Semaphore(_CHECKS)
         self.next_round = 0
         self.loss: float | None = None
@@ -109,10 +100,7 @@ class Run:
 
     def workshop_of(self, round: int) -> Workshop:
         """Who works on a round."""
-        if phase_of(self.config, round) != "handoff":
-            return self.workshop
-        self._handoff = self._handoff or HandoffWorkshop(self.workshop)
-        return self._handoff
+        return self.workshops.of(round)
 
     def handoff_config(self) -> HandoffConfig:
         """The hand-off's section; it names the run's own copy of a DeepSpeed file."""
@@ -127,7 +115,7 @@ class Run:
             deepspeed_settings(self.handoff_config(), self.config.training)
         recovery = Recovery(self.store, self.workshop_of, self.clock.now())
         recovery.recover_rounds()
-        self._handoff = None  # where the run went back, another structure may be found
+        self.workshops.gone_back()
         for result, _, _ in self.store.results().values():
             self.next_round += 1
             self.loss, self.accuracy = result.loss, result.accuracy
@@ -233,14 +221,10 @@ class Run:
             keep = max(2, self.config.keep_bases) if self.config.keep_bases else 0
             if not self.store.journal.back_up():
                 keep = 0  # the last backup still speaks of the bases that would go now
-            self.store.tidy(keep, self._kept_paths(keep), keep_plan=self.config.parts.rounds - 1)
+            last_parts = self.config.parts.rounds - 1  # whose plan the report shows
+            self.store.tidy(keep, self.workshops.kept_paths(keep), last_parts)
             if round + 1 == total_rounds(self.config):
                 self.store.spares.clear()  # nothing comes that could be written over them
-
-    def _kept_paths(self, rounds: int) -> set[Path]:
-        """The files of the newest committed ``rounds``; 0: of all."""
-        newest = list(self.store.results())[-rounds:]
-        return {path for round in newest for path in self.workshop_of(round).files_of(round)}
 
     def leave(self) -> None:
         """This coordinator ends: what takes long in a worker thread is not waited for."""

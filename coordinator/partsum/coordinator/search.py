@@ -121,6 +121,14 @@ class Search:
         """A round's structures as parts."""
         return [self.part(one.bits) for one in self.rung(self.board(), round)]
 
+    def team(self) -> list[Part]:
+        """The structures that are trained together: the best ones at the end of the search."""
+        board = self.board()
+        if self.store.fact("team") is not None:
+            return [self.part(bits) for bits in self.store.fact("team")]
+        ranked = [one.bits for one in board.ranked() if one.last and one.bits in board.alive]
+        return [self.part(bits) for bits in ranked[: self.config.cotrain.structures]]
+
     # -- where they start -------------------------------------------------------------------------
 
     def kept(self) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import numpy as np
 
 from partsum.coordinator.base import Base
 from partsum.coordinator.cutter import Cutter, base_name
+from partsum.coordinator.phases import phase_of
 from partsum.coordinator.records import RoundPlan
 from partsum.coordinator.search import Search
 from partsum.coordinator.store import Store
 from partsum.coordinator.workplan import Workplan
 from partsum.shared.config import RunConfig
 from partsum.shared.messages import Blob
-from partsum.shared.part import Part
+from partsum.shared.part import Part, cut_tensors
 from partsum.shared.task import Samples, num_samples
 from partsum.shared.tensors import load_tensors
 
@@ -30,7 +32,11 @@ class SearchCutter(Cutter):
 
     def parts(self, plan: Workplan, round: int) -> list[Part]:
         """The structures of a round."""
-        return self.search.parts(round)
+        return self.search.team() if self._in_step(round) else self.search.parts(round)
+
+    def _in_step(self, round: int) -> bool:
+        """Whether the round's structures are trained together, on weights that they share."""
+        return phase_of(self.config, round) == "cotrain"
 
     # -- data -------------------------------------------------------------------------------------
 
@@ -47,17 +53,37 @@ class SearchCutter(Cutter):
         """Each cluster's sample indices, from the seed."""
         return [np.arange(num_samples(self.train))] if self._same_data else super().make_clusters()
 
-    def _part_seed(self, k: int) -> int:
-        """Structures walk the data in one order, so that they can be compared."""
-        return super()._part_seed(0)
+    def _part_seed(self, round: int, k: int) -> int:
+        """Structures walk the data in one order, so that they can be compared.
+
+        Those that train together each see other batches.
+        """
+        return super()._part_seed(round, k if self._in_step(round) else 0)
+
+    def _num_samples(self, round: int, cluster_size: int, parts: int) -> int:
+        if not self._in_step(round):
+            return super()._num_samples(round, cluster_size, parts)
+        return max(1, math.ceil(self.config.cotrain.local_epochs * cluster_size / parts))
+
+    def _nth(self, round: int) -> int:
+        return round - self.config.parts.rounds if self._in_step(round) else round
 
     # -- where they start -------------------------------------------------------------------------
 
     def _holder(self, plan: Workplan, part: Part, round: int, k: int) -> str:
+        if self._in_step(round) and self._nth(round):
+            return super()._holder(plan, part, round, k)
         return self.search.holder(part)
 
     def _starts(self, parts: Sequence[Part], round: int) -> list[Blob | None]:
-        """Each structure's own last update, or what a new one starts from."""
+        """Each structure's own last update, or what a new one starts from.
+
+        Those that train together start from the base.
+        """
+        if self._in_step(round):
+            base = load_tensors(self.store.base_path(base_name(round)))
+            cuts = (cut_tensors(base, self.base.widths, part) for part in parts)
+            return [self._write_start(tensors, round, k) for k, tensors in enumerate(cuts)]
         kept = [self.search.kept_start(part) for part in parts]
         if None not in kept:
             return kept
@@ -70,7 +96,8 @@ class SearchCutter(Cutter):
 
     def origin_paths(self, plan: RoundPlan) -> dict[int, Path]:
         """Where each structure's start lies."""
+        own = not self._in_step(plan.round)
         return {
-            k: self.search.origin(planned.part) or self._spooled_start(plan.round, k)
+            k: (own and self.search.origin(planned.part)) or self._spooled_start(plan.round, k)
             for k, planned in enumerate(plan.parts)
         }

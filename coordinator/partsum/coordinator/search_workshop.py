@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 from partsum.coordinator.clock import Stages
@@ -13,12 +14,14 @@ from partsum.coordinator.cost import part_cost
 from partsum.coordinator.cutter import base_name
 from partsum.coordinator.leaderboard import Candidate, Leaderboard, Score
 from partsum.coordinator.merge import AVERAGE, Contribution, merge_files
+from partsum.coordinator.phases import handoff_rounds
 from partsum.coordinator.planner.structures import Newcomer
 from partsum.coordinator.records import Received, RoundPlan, RoundResult
 from partsum.coordinator.search import Search
 from partsum.coordinator.search_cutter import SearchCutter
 from partsum.coordinator.workshop import Workshop, finite
 from partsum.shared.files import sync_folder
+from partsum.shared.messages import Update
 from partsum.shared.task import Samples, Scores, num_samples
 from partsum.shared.tensors import TensorFile
 
@@ -56,7 +59,17 @@ class SearchWorkshop(Workshop):
             facts = self._search_facts(plan, board, winners[0], received)
         with stages.timing("evaluate"):
             scores = self._winner_scores(plan.round, winners[0], out)
-        result = RoundResult(
+        return self._result(plan, received, out, digest, scores), facts
+
+    def _result(
+        self,
+        plan: RoundPlan,
+        received: Collection[int],
+        out: Path,
+        digest: str,
+        scores: Scores | None,
+    ) -> RoundResult:
+        return RoundResult(
             base=out.name,
             digest=digest,
             loss=finite(scores.loss) if scores else None,
@@ -64,7 +77,6 @@ class SearchWorkshop(Workshop):
             missing=tuple(k for k in range(len(plan.parts)) if k not in received),
             stage_seconds={},
         )
-        return result, facts
 
     def _scored(self, plan: RoundPlan, received: Mapping[int, Received]) -> Leaderboard:
         """The leaderboard with the round's structures and their scores."""
@@ -72,16 +84,20 @@ class SearchWorkshop(Workshop):
         rung = self.search.rung(board, plan.round)
         known = {one.bits for one in board.candidates}
         new = [self._candidate(one) for one in rung if one.bits not in known]
-        shown = first_samples(self.validation, self.config.structures.validation_samples)
         scores = {}
         for k, item in sorted(received.items()):
-            part, update = plan.parts[k].part, item.update
+            part = plan.parts[k].part
             with TensorFile(self.update_path(plan.round, k)) as file:
-                found = self.base.scores(self.base.part_model(part, file), shown)
-            spent = update.train_seconds / max(1, update.num_samples)
-            score = Score(plan.round, finite(found.loss), finite(found.accuracy), spent)
-            scores[self.search.bits(part)] = score
+                model = self.base.part_model(part, file)
+            scores[self.search.bits(part)] = self._score(model, plan.round, item.update)
         return board.joined(new, [one.bits for one in rung]).scored(scores)
+
+    def _score(self, model: nn.Module, round: int, update: Update) -> Score:
+        """A structure's, on the samples that it is ranked on; ``update`` says what it cost."""
+        shown = first_samples(self.validation, self.config.structures.validation_samples)
+        found = self.base.scores(model, shown)
+        spent = update.train_seconds / max(1, update.num_samples)
+        return Score(round, finite(found.loss), finite(found.accuracy), spent)
 
     def _candidate(self, one: Newcomer) -> Candidate:
         base, part = self.base, self.search.part(one.bits)
@@ -96,6 +112,7 @@ class SearchWorkshop(Workshop):
         return scored[: self.config.structures.keep if several else 1]
 
     def _is_last(self, round: int) -> bool:
+        """Of the search."""
         return round + 1 == self.config.parts.rounds
 
     def _write_winners(
@@ -124,7 +141,8 @@ class SearchWorkshop(Workshop):
     def _winner_scores(self, round: int, best: str, path: Path) -> Scores | None:
         """The base, as the best structure, on all of the validation data."""
         every = self.config.parts.evaluate_every
-        if not (self._is_last(round) or (every and (round + 1) % every == 0)):
+        last = self._is_last(round) or round + 1 == handoff_rounds(self.config).start
+        if not (last or (every and (round + 1) % every == 0)):
             return None
         model = self.base.model(path, off=self.search.part(best).off)
         return self.base.scores(model, self.validation)

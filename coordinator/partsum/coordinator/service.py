@@ -126,7 +126,10 @@ class CoordinatorService:
                 self._desk.progress(node, _progress(request.progress))
             case "failed":
                 failed = request.failed
-                self._desk.failed(node, failed.assignment, limits.in_words(failed.reason))
+                reason = limits.in_words(failed.reason)
+                self._desk.failed(node, failed.assignment, reason, failed.gang)
+            case "gang_opened":
+                self._desk.meets(node, request.gang_opened)
             case "hello":
                 raise RefusedError("this node has said Hello already")
             case "secure_keys" | "secure_shares" | "secure_reveal" if self._desk.secrecy:

@@ -7,7 +7,7 @@ from collections.abc import Set
 from dataclasses import replace
 
 from partsum.coordinator.events import RoundSettings
-from partsum.coordinator.phases import total_rounds
+from partsum.coordinator.phases import gang_rounds, total_rounds
 from partsum.coordinator.records import HandoffSteps, RoundPlan
 from partsum.shared import limits
 from partsum.shared.config import RunConfig
@@ -43,12 +43,18 @@ def round_settings(config: RunConfig) -> RoundSettings:
         pinned=secure,
         least=max(LEAST_MEMBERS, quorum) if secure else 0,
         spare=parts.is_study,
+        gangs=gang_rounds(config),
     )
 
 
 def needed_updates(config: RunConfig, parts: int) -> int:
     """Without how many updates a round of so many parts cannot close, beside the quorum."""
     return math.ceil(config.rounds.quorum * parts) if config.parts.is_search else 0
+
+
+def moments_travel(config: RunConfig, round: int) -> bool:
+    """Whether the updates of a round hold AdamW's moments too."""
+    return config.parts.moments == "travel" and round not in gang_rounds(config)
 
 
 def needs_its_node(config: RunConfig) -> bool:
@@ -67,6 +73,20 @@ def needs_its_node(config: RunConfig) -> bool:
 def _keeps_moments(config: RunConfig) -> bool:
     """Whether the hand-off's nodes keep DeepSpeed's moments, which its bytes depend on."""
     return config.deterministic and config.handoff.over_nodes
+
+
+def why_moved(config: RunConfig, plan: RoundPlan, part: int, node: str) -> str:
+    """What is lost when that node trains the part; empty: nothing."""
+    planned = plan.parts[part]
+    goes_on = plan.round > 0 and planned.start is not None
+    if not (needs_its_node(config) and goes_on) or planned.holder == node:
+        return ""
+    what = "encoding's losses" if config.parts.planner == "full" else "moments"
+    where = f"are with {planned.holder}" if planned.holder else "may be lost"
+    return (
+        f"part {part} goes to {node}, but its {what} {where}: the weights will not be those of an "
+        "undisturbed run"
+    )
 
 
 def _return_seconds(config: RunConfig) -> float:
@@ -147,9 +167,14 @@ def train_settings(config: RunConfig) -> TrainSettings:
     )
 
 
-def _settings_of(config: RunConfig, plan: RoundPlan) -> TrainSettings:
-    settings = train_settings(config)
-    return replace(settings, batch_size=plan.handoff.batch) if plan.handoff else settings
+def _settings(config: RunConfig, plan: RoundPlan) -> TrainSettings:
+    """Those of a round. In a gang moments stay with its members, from its second round on."""
+    settings, gangs = train_settings(config), gang_rounds(config)
+    if plan.handoff is not None:  # whose moments are DeepSpeed's
+        return replace(settings, batch_size=plan.handoff.batch)
+    if plan.round not in gangs:
+        return settings
+    return replace(settings, carry_moments=False, keep_moments=plan.round > gangs.start)
 
 
 def assignment(config: RunConfig, plan: RoundPlan, index: int) -> Assignment:
@@ -167,7 +192,7 @@ def assignment(config: RunConfig, plan: RoundPlan, index: int) -> Assignment:
         first_sample=planned.first_sample,
         num_samples=planned.num_samples,
         progress=plan.progress,
-        settings=_settings_of(config, plan),
+        settings=_settings(config, plan),
         start_delta=planned.delta,
         ahead_to=plan.ahead_to,
         zero=_zero_work(config, plan.handoff) if plan.handoff else None,
@@ -187,4 +212,5 @@ def _zero_work(config: RunConfig, steps: HandoffSteps) -> ZeroWork:
         total_steps=steps.total,
         share=steps.share,
         norm_parts=steps.norm_parts,
+        own_data=handoff.data == "clusters" and handoff.how == "together",
     )

@@ -13,9 +13,10 @@ from partsum.node import control
 from partsum.node.backoff import Backoff, despite_a_full_disk
 from partsum.node.blobs import BlobCache
 from partsum.node.client import Client, UnreachableError
+from partsum.node.meeting import Meeting
 from partsum.node.metrics import NodeMetrics
 from partsum.node.orders import PutOn
-from partsum.node.process import TrainingError, WorkerProcess
+from partsum.node.process import GangError, TrainingError, WorkerProcess
 from partsum.node.secure import SecureMember
 from partsum.node.state import Finished, NodeState, assignment_key
 from partsum.node.supplies import Supplies
@@ -45,6 +46,7 @@ class Assignments:
         rng: for the jitter of retries.
         joined: set while the coordinator has this node; transfers wait for it.
         say: sends a control message if the node is connected.
+        meeting: where gangs meet.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Assignments:
         rng: random.Random,
         joined: asyncio.Event,
         say: Callable[[pb.ControlRequest], None],
+        meeting: Meeting,
     ) -> None:
         self._client = client
         self._worker = worker
@@ -68,6 +71,7 @@ class Assignments:
         self._rng = rng
         self._joined = joined
         self._say = say
+        self._meeting = meeting
         self._id = self._key = ""  # of the assignment that is under way
         self._masking: Masking | None = None  # a restarted coordinator wants other masks on it
         self._samples_counted = 0  # of the assignment, by the metric
@@ -100,6 +104,10 @@ class Assignments:
             log.info("cancelled assignment=%s: %s", self._id, reason)
             self.task.cancel()
 
+    def meet(self, gang: str, address: str) -> None:
+        """The coordinator says where a gang meets."""
+        self._meeting.told(gang, address)
+
     async def _carry_out(
         self, assignment: Assignment, key: str, before: asyncio.Task[None] | None
     ) -> None:
@@ -121,7 +129,8 @@ class Assignments:
             outcome = "failed"
             log.error("assignment=%s failed: %s", assignment.id, error)
             if self._joined.is_set():  # else the coordinator gives it out again anyway
-                self._say(control.failed(assignment.id, str(error)))
+                blameless = isinstance(error, GangError)
+                self._say(control.failed(assignment.id, str(error), blameless))
         finally:
             self._delivering = False
             self._metrics.assignments.labels(outcome).inc()
@@ -180,10 +189,13 @@ class Assignments:
         self._blobs.hold(blob for blob in (a.start, a.cluster, a.samples, *delta) if blob)
         self._metrics.state.state("receiving")
         order = await self._supplies.order(a)
+        if a.gang is not None:
+            meet = await self._meeting.address(a.gang)
+            order = replace(order, host=self._meeting.host, meet=meet)
         self._metrics.state.state("training")
         self._samples_counted = 0
         try:
-            done = await self._worker.train(order, self._report)
+            done = await self._worker.train(order, self._report, self._opened)
         except TrainingError:
             self._blobs.sweep(order.output)
             raise
@@ -196,12 +208,15 @@ class Assignments:
             self._blobs.add(done.path, done.update.blob.digest, done.optimizer, done.residual)
         if done.encoded is not None:
             self._blobs.add(done.encoded, done.update.sent.digest)
-        self._state.finish(Finished(key, done.update))
+        self._state.finish(Finished(key, done.update), keep_before=a.gang is not None)
         self._treasure()
         self._metrics.loss.set(done.update.loss)
         self._metrics.train_seconds.observe(done.update.train_seconds)
         self._metrics.device_memory.set(done.update.peak_memory_bytes)
         return done.update
+
+    def _opened(self, gang: str, port: int) -> None:
+        self._meeting.opened(gang, port)
 
     def _report(self, progress: Progress) -> None:
         self._metrics.samples.inc(progress.samples_done - self._samples_counted)

@@ -59,6 +59,12 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="DIR",
         help="where blobs and finished updates are kept (~/.local/state/partsum/NAME)",
     )
+    add(
+        "--gang-host",
+        metavar="ADDRESS",
+        help="this host's address as other nodes reach it, where nodes train in a gang (the one on "
+        "the way to the coordinator)",
+    )
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (as torch chooses)")
     add(
         "--cache-gib",
@@ -185,6 +191,7 @@ def _assemble(
     from partsum.node.blobs import BlobCache
     from partsum.node.client import Client
     from partsum.node.loop import Node
+    from partsum.node.meeting import own_address
     from partsum.node.process import WorkerProcess
     from partsum.node.worker import WorkerSettings, serve
 
@@ -199,4 +206,6 @@ def _assemble(
         options.credentials,
     )
     blobs = BlobCache(state.blobs, int(options.cache_gib * 2**30))
-    return Node(client, worker, state, blobs, metrics, options.name, rng), worker
+    host = options.gang_host or own_address(options.coordinator)
+    node = Node(client, worker, state, blobs, metrics, options.name, rng, gang_host=host)
+    return node, worker

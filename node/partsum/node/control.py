@@ -49,6 +49,14 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class GangMeet:
+    """The members of this gang meet at this address."""
+
+    gang: str
+    address: str
+
+
+@dataclass(frozen=True)
 class Quarantined:
     """You get no more work in this run."""
 
@@ -56,7 +64,7 @@ class Quarantined:
 
 
 Secure = SecureOpen | Roster | Shares | Ask
-Incoming = Welcome | Assignment | Cancel | Refused | Finished | Quarantined | Secure
+Incoming = Welcome | Assignment | Cancel | Refused | Finished | Quarantined | GangMeet | Secure
 
 
 def incoming(response: pb.ControlResponse) -> Incoming:
@@ -77,6 +85,11 @@ def incoming(response: pb.ControlResponse) -> Incoming:
             return Finished(limits.in_words(response.finished.reason))
         case "quarantined":
             return Quarantined(limits.in_words(response.quarantined.reason))
+        case "gang_meet":
+            return GangMeet(
+                limits.short(response.gang_meet.gang, "a gang's name"),
+                limits.short(response.gang_meet.address, "a gang's address"),
+            )
         case "secure_open":
             return wire_secure.open_from_wire(response.secure_open)
         case "secure_roster":
@@ -165,9 +178,14 @@ def progress(progress: Progress) -> pb.ControlRequest:
     )
 
 
-def failed(assignment_id: str, reason: str) -> pb.ControlRequest:
-    """I cannot do this assignment."""
-    return pb.ControlRequest(failed=pb.Failed(assignment=assignment_id, reason=reason))
+def failed(assignment_id: str, reason: str, gang: bool = False) -> pb.ControlRequest:
+    """I cannot do this assignment; ``gang``: for another member's fault."""
+    return pb.ControlRequest(failed=pb.Failed(assignment=assignment_id, reason=reason, gang=gang))
+
+
+def gang_opened(gang: str, address: str) -> pb.ControlRequest:
+    """The members of this gang can meet here."""
+    return pb.ControlRequest(gang_opened=pb.GangOpened(gang=gang, address=address))
 
 
 def secure_keys(session: str, keys: PublicKeys) -> pb.ControlRequest:

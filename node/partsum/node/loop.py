@@ -16,6 +16,7 @@ from partsum.node.assignments import Assignments
 from partsum.node.backoff import Backoff
 from partsum.node.blobs import BlobCache
 from partsum.node.client import Client, UnreachableError
+from partsum.node.meeting import Meeting
 from partsum.node.metrics import NodeMetrics
 from partsum.node.process import WorkerProcess
 from partsum.node.secrets import SecretsFile
@@ -46,6 +47,7 @@ class Node:
         name: unique in the run.
         rng: for the jitter of reconnects.
         clock: seconds; spaces out complaints.
+        gang_host: this node's address, as other nodes reach it.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Node:
         name: str,
         rng: random.Random,
         clock: Callable[[], float] = time.monotonic,
+        gang_host: str = "127.0.0.1",
     ) -> None:
         self._client = client
         self._worker = worker
@@ -71,7 +74,16 @@ class Node:
         self._profile: NodeProfile | None = None
         self._secure = SecureMember(SecretsFile(state.folder / "secrets.json"), name, os.urandom)
         self._assignments = Assignments(
-            client, worker, state, blobs, metrics, self._secure, rng, self._joined, self._say
+            client,
+            worker,
+            state,
+            blobs,
+            metrics,
+            self._secure,
+            rng,
+            self._joined,
+            self._say,
+            Meeting(gang_host, self._say),
         )
         self._side_tasks: set[asyncio.Task[None]] = set()  # of the connection
         self._next_complaint = 0.0
@@ -188,6 +200,8 @@ class Node:
                     "connected; see above what failed, and mend it before the next run",
                     reason,
                 )
+            case control.GangMeet(gang, address):
+                self._assignments.meet(gang, address)
             case SecureOpen() | Roster() | Shares() | Ask():
                 if (answer := self._secure.answer(message)) is not None:
                     self._say(answer)

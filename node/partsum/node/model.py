@@ -64,6 +64,14 @@ def build_part(
     return PartModel(narrow, _shares(base, widths, part), widths)
 
 
+def base_of(make_model: Callable[[], nn.Module], seed: int) -> tuple[nn.Module, Widths]:
+    """The base, on the meta device where it can be built there, and its structure."""
+    base = _on_meta(make_model)
+    if base is None:
+        base = _for_real(make_model, seed)
+    return base, find_structure(base)
+
+
 def _check_fits(part: Part, base: nn.Module, widths: Widths) -> None:
     """Nothing else would notice: on the meta device no index is out of range."""
     known = {group.name: group.units for group in widths.groups}

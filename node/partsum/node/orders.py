@@ -33,6 +33,14 @@ class Train:
     output: Path  # the update is written here; the optimizer state beside it
     residual: Path | None = None  # what the encoding of this part's last update lost
     folder: Path | None = None  # where the node keeps what only it has
+    host: str = ""  # of a gang's member: its own address
+    meet: str = ""  # and where rank 0 is; empty for rank 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the worker is of no use after it: in a gang, torch's world and DeepSpeed's are
+        the process's own."""
+        return self.assignment.gang is not None and self.assignment.zero is not None
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,15 @@ class Going:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """The members of this gang can meet at this port."""
+
+    ticket: int
+    gang: str
+    port: int
+
+
+@dataclass(frozen=True)
 class Done:
     """An order is done; the files are closed. Their owner is the daemon now.
 
@@ -129,10 +146,14 @@ class Built:
 
 @dataclass(frozen=True)
 class Undone:
-    """An order was stopped (``reason`` is empty) or could not be done."""
+    """An order was stopped (``reason`` is empty) or could not be done.
+
+    ``gang``: for another member's fault.
+    """
 
     ticket: int
     reason: str
+    gang: bool = False
 
 
-Answer = Loaded | NotLoaded | Going | Done | Built | Undone
+Answer = Loaded | NotLoaded | Going | Opened | Done | Built | Undone

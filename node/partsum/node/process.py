@@ -6,15 +6,13 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import multiprocessing
 import random
-import signal
 from collections.abc import Callable
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
 from partsum.node.backoff import Backoff
+from partsum.node.child import Main, start_child
 from partsum.node.death import OomWatch, death_in_words
 from partsum.node.orders import (
     Answer,
@@ -25,6 +23,7 @@ from partsum.node.orders import (
     Load,
     Loaded,
     NotLoaded,
+    Opened,
     Order,
     PutOn,
     Stop,
@@ -37,18 +36,13 @@ from partsum.shared.messages import NodeProfile, Progress, TaskSpec
 
 log = logging.getLogger(__name__)
 
-Main = Callable[[Connection], None]
-"""The worker's main function; it must be picklable. Given in, so that no torch comes with it."""
-
 
 class TrainingError(PartsumError):
     """The worker could not do an assignment, or died of it."""
 
 
-def _is_gangs(order: Work) -> bool:
-    """Whether the worker joins a gang for it, which it cannot leave again."""
-    zero = order.assignment.zero if isinstance(order, Train) else None
-    return zero is not None and zero.way != "apart"
+class GangError(TrainingError):
+    """Another member of the gang, or the way to it, was at fault."""
 
 
 class WorkerProcess:
@@ -78,6 +72,7 @@ class WorkerProcess:
         self._loaded: asyncio.Future[NodeProfile] | None = None
         self._training: dict[int, asyncio.Future[Done | Built]] = {}
         self._on_progress: Callable[[Progress], None] = lambda progress: None
+        self._on_opened: Callable[[str, int], None] = lambda gang, port: None
 
     @property
     def pid(self) -> int | None:
@@ -141,9 +136,14 @@ class WorkerProcess:
             )
         return profile
 
-    async def train(self, order: Train, on_progress: Callable[[Progress], None]) -> Done:
-        """Train; as `carry_out`."""
-        self._on_progress = on_progress
+    async def train(
+        self,
+        order: Train,
+        on_progress: Callable[[Progress], None],
+        on_opened: Callable[[str, int], None] = lambda gang, port: None,
+    ) -> Done:
+        """Train; as `carry_out`. ``on_opened`` is told a gang's name and where it can meet."""
+        self._on_progress, self._on_opened = on_progress, on_opened
         return await self.carry_out(order)
 
     async def carry_out(self, order: Train | PutOn) -> Done:
@@ -165,6 +165,7 @@ class WorkerProcess:
 
         Raises:
             TrainingError: it could not be done; the message says why.
+            GangError: for another member's fault.
             TaskError: the worker had to be restarted, and cannot load the task any more.
         """
         await self._whole()
@@ -175,24 +176,15 @@ class WorkerProcess:
         try:
             return await done
         except asyncio.CancelledError:
-            self._send(Stop(order.ticket))
+            if isinstance(order, Train) and order.assignment.gang:
+                self._replace()  # it may wait for the others, and would not hear
+            else:
+                self._send(Stop(order.ticket))
             raise
         finally:
             self._training.pop(order.ticket, None)
-            if _is_gangs(order) and worker is self._process:
-                self._renew()
-
-    def _renew(self) -> None:
-        """End the worker and start another: one that DeepSpeed was in is of no more use.
-
-        It may hang in a collective, too, and hear nothing.
-        """
-        process = self._process
-        self._let_go()
-        if process is not None:
-            process.kill()
-            process.join()  # takes no time
-            self._load_again()
+            if isinstance(order, Train) and order.is_last and worker is self._process:
+                self._replace()
 
     def next_ticket(self) -> int:
         """A number for the next order."""
@@ -216,18 +208,7 @@ class WorkerProcess:
 
     def _start(self) -> None:
         self._oom = OomWatch()
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=self._main, args=(theirs,), name="worker")
-        # Ctrl-C in a terminal reaches the child too. It ignores it once it runs; blocked signals
-        # are inherited, which covers its first moments. The tracker would unblock them again.
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        theirs.close()
+        self._process, self._pipe = start_child(self._main)
         loop = asyncio.get_running_loop()
         loop.add_reader(self._pipe.fileno(), self._hear)
         loop.add_reader(self._process.sentinel, self._bury)
@@ -253,8 +234,14 @@ class WorkerProcess:
                 self._loaded.set_exception(TaskError(reason))
             case Going(ticket, progress) if ticket in self._training:
                 self._on_progress(progress)
+            case Opened(ticket, gang, port) if ticket in self._training:
+                self._on_opened(gang, port)
             case Done(ticket) | Built(ticket):
                 self._settle(ticket, answer)
+            case Undone(ticket, reason, gang=True):
+                self._replace()  # what hangs in the broken gang hangs there for good
+                self._settle(ticket, GangError(reason))
+                return False
             case Undone(ticket, reason):
                 self._settle(ticket, TrainingError(reason or "stopped"))
         return True
@@ -269,6 +256,16 @@ class WorkerProcess:
         elif not isinstance(result, TrainingError):  # done before it heard that it should stop
             for path in result.files:
                 path.unlink(missing_ok=True)
+
+    def _replace(self) -> None:
+        """Another worker in place of this one, whatever it is doing."""
+        process = self._process
+        self._let_go()
+        if process is not None:
+            process.kill()
+            process.join()
+            log.debug("another worker takes over from one that was in a gang")
+            self._load_again()
 
     def _bury(self) -> None:
         """The worker is dead: hear its last words, tell who waits, start another."""

@@ -68,13 +68,19 @@ class NodeState:
         """Let another daemon have the folder."""
         self._lock.close()
 
-    def finish(self, finished: Finished) -> None:
-        """Remember an update; the one before it of the same part is forgotten.
+    def finish(self, finished: Finished, keep_before: bool = False) -> None:
+        """Remember an update; older ones of the same part are forgotten.
 
-        Of parts that this node has not had for long the oldest are forgotten too.
+        With ``keep_before`` that of the round before stays: a gang that breaks begins the round
+        again, with the moments of then. Of parts that this node has not had for long the oldest
+        are forgotten too.
         """
-        part = finished.update.part_index
-        others = [known for known in self.finished() if known.update.part_index != part]
+        part, before = finished.update.part_index, finished.update.round - 1
+        others = [
+            known
+            for known in self.finished()
+            if known.update.part_index != part or (keep_before and known.update.round == before)
+        ]
         self._remember([*others, finished][-_KEEP_PARTS:])
 
     def forget(self, key: str) -> None:

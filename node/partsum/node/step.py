@@ -6,16 +6,25 @@ import torch
 from torch import Tensor, nn
 
 from partsum.node.optimizer import set_rate
+from partsum.node.shared_weights import SharedWeights
 from partsum.shared.messages import Assignment
 from partsum.shared.schedule import rate
 
 
 class Stepper:
-    """Steps a module that holds what its assignment starts from."""
+    """Steps a module that holds what its assignment starts from.
+
+    ``shared`` are the weights that a gang's members take their steps with alike.
+    """
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, assignment: Assignment
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        assignment: Assignment,
+        shared: SharedWeights | None = None,
     ) -> None:
+        self._shared = shared
         self._module = module
         self._optimizer = optimizer
         self._assignment = assignment
@@ -30,9 +39,17 @@ class Stepper:
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self._proximal.pull()
+        if self._shared is not None:
+            self._shared.average_gradients()
         if settings.gradient_clip:
-            nn.utils.clip_grad_norm_(self._module.parameters(), settings.gradient_clip)
+            self._clip(settings.gradient_clip)
         self._optimizer.step()
+
+    def _clip(self, norm: float) -> None:
+        if self._shared is not None:
+            self._shared.clip_gradients(norm)
+        else:
+            nn.utils.clip_grad_norm_(self._module.parameters(), norm)
 
 
 class Proximal:

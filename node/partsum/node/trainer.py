@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from partsum.node.gang import Gang
 from partsum.node.model import PartModel, build_part
 from partsum.node.optimizer import load_moments, make_optimizer, moments, save_moments
 from partsum.node.settled import Settled
+from partsum.node.shared_weights import SharedWeights, carriers_of
 from partsum.node.step import Stepper
 from partsum.node.tally import Tally
 from partsum.shared.errors import PartsumError
@@ -40,6 +42,7 @@ class Job:
         output: the file to write the update to; the moments go beside it, as ``.optimizer``.
         device: where to train.
         residual: what the encoding of the part's last update lost, if there is a record of it.
+        gang: the others that train in step with this, where there are any.
     """
 
     assignment: Assignment
@@ -50,6 +53,7 @@ class Job:
     output: Path
     device: torch.device
     residual: Path | None = None
+    gang: Gang | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ def train(
     Raises:
         StoppedError: ``should_stop`` said so; nothing is left on disk.
         PartsumError: the loss is not finite, or the start does not fit.
+        GangBrokeError: another member of its gang does not answer.
     """
     a = job.assignment
     if a.num_samples == 0 and job.start is not None and a.settings.aggregate == "weights":
@@ -117,6 +122,7 @@ class Training:
         model: PartModel,
         optimizer: torch.optim.Optimizer,
         clock: Callable[[], float],
+        shared: SharedWeights | None = None,
     ) -> None:
         a = job.assignment
         self.task = task
@@ -124,7 +130,8 @@ class Training:
         self.model = model
         self.optimizer = optimizer
         self.tally = Tally(a.id, clock)
-        self._stepper = Stepper(model.module, optimizer, a)
+        self._shared = shared
+        self._stepper = Stepper(model.module, optimizer, a, shared)
         self._settled = Settled(a, job.device)
         self._batches = walk(
             a.seed, job.cluster, a.first_sample, a.num_samples, a.settings.batch_size
@@ -144,7 +151,12 @@ class Training:
         optimizer = make_optimizer(model, a.settings, job.device)
         if a.settings.aggregate == "weights":
             _go_on(job, model, optimizer)
-        return cls(task, job, model, optimizer, clock)
+        shared = None
+        if job.gang is not None and a.gang is not None:
+            carriers = carriers_of(task.model, a.gang.parts, a.seed)
+            shared = SharedWeights(job.gang, model.module, carriers)
+            shared.share_moments(optimizer)
+        return cls(task, job, model, optimizer, clock, shared)
 
     def finish(
         self, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
@@ -152,6 +164,8 @@ class Training:
         """Train what is left, and write the update. Raises as `train` does."""
         if not self.go_on(on_progress, should_stop):
             raise StoppedError(f"assignment {self.job.assignment.id} was stopped")
+        if self._shared is not None:
+            self._shared.check()
         return _write(self.job, self.model, self.optimizer, self.tally)
 
     def go_on(

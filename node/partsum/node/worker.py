@@ -24,6 +24,7 @@ from partsum.node.orders import (
     Load,
     Loaded,
     NotLoaded,
+    Opened,
     PutOn,
     Stop,
     Train,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # the daemon imports this module to name `serve`, and needs n
     import torch
 
     from partsum.node.ahead import Ahead
+    from partsum.node.gang import Gang
     from partsum.node.trainer import Job
     from partsum.shared.task import Samples, Task
 
@@ -205,7 +207,9 @@ class _Bench:
         """The answer, and whether the device is broken."""
         import torch
 
+        from partsum.node import words
         from partsum.node.encoder import encode_update
+        from partsum.node.gang import GangBrokeError
         from partsum.node.trainer import StoppedError
 
         def report(progress: Progress) -> None:
@@ -230,13 +234,16 @@ class _Bench:
             return Done(order.ticket, **vars(done)), False
         except StoppedError:
             return Undone(order.ticket, ""), False
+        except GangBrokeError as error:
+            return Undone(order.ticket, str(error), gang=True), False
         except PartsumError as error:
             return Undone(order.ticket, str(error)), False
         except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-            return Undone(order.ticket, self._out_of_memory(order, error)), False
+            batch = order.assignment.settings.batch_size
+            return Undone(order.ticket, words.out_of_memory(self._device, batch, error)), False
         except Exception as error:
             log.debug("training failed", exc_info=True)
-            return Undone(order.ticket, _in_words(error)), "CUDA error" in str(error)
+            return Undone(order.ticket, words.training_failed(error)), "CUDA error" in str(error)
         finally:
             self._orders.stopped.discard(order.ticket)
 
@@ -269,23 +276,19 @@ class _Bench:
             output=order.output,
             device=self._device,
             residual=order.residual,
+            gang=self._join(order),
         )
 
-    def _out_of_memory(self, order: Train, error: BaseException) -> str:
-        import torch
+    def _join(self, order: Train) -> Gang | None:
+        """Meet the others that train in step with this, where there are any."""
+        from partsum.node.gang import Gang
 
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        first_line = (str(error) or "the host has no memory left").splitlines()[0]
-        return (
-            f"out of memory on {self._device} at batch size "
-            f"{order.assignment.settings.batch_size}: {first_line} A smaller "
-            "training.batch_size, more parts, or a smaller share for this node will fit"
-        )
+        place = order.assignment.gang
+        if place is None:
+            return None
+        assert self._device is not None
 
+        def opened(port: int) -> None:
+            self._say(Opened(order.ticket, place.id, port))
 
-def _in_words(error: Exception) -> str:
-    words = f"training failed: {type(error).__name__}: {error}"
-    if "deterministic" in str(error):
-        words += ". Set deterministic = false in run.toml to train without that promise"
-    return words
+        return Gang.join(place, order.host, order.meet, self._device, opened)

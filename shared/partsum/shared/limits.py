@@ -17,6 +17,7 @@ WORDS_CHARACTERS = 2000  # of a reason, for a log and a report
 OPTIONS_BYTES = 64 << 10  # of a task's options, as JSON
 GROUPS = 1 << 16  # width groups of a part
 GATES = 1 << 12  # of a part
+MEMBERS = 1 << 10  # of a gang
 UNITS = 1 << 22  # of all of a part's width groups together: each is an int in memory (32 B)
 COUNT = 1 << 48  # samples, bytes: beyond any run, and far from where int64 ends
 BATCH_SIZE = 1 << 20

@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # width needs torch, and a node's daemon does without
     from partsum.shared.width import Widths
 
 
+Phase = Literal["waiting", "parts", "cotrain", "handoff", "finished", "stopped", "failed"]
+"""What a run is at, as an operator sees it."""
+
 Encoding = Literal["float32", "bfloat16", "int8"]
 """How matrices travel; see `encoding`."""
 
@@ -131,6 +134,28 @@ class ZeroWork:
     total_steps: int
     share: float
     norm_parts: tuple[Part, ...] = ()  # layer norms keep to their slices; none: they do not
+    own_data: bool = False  # of a gang's member: its cluster is its own; else all share one
+
+
+Backend = Literal["gloo", "nccl"]
+"""What a gang's members exchange tensors over."""
+
+
+@dataclass(frozen=True)
+class GangPlace:
+    """A member's place in a gang: nodes that train in step, in a process group of their own."""
+
+    id: str  # of this forming: when the gang breaks, the next one has another
+    rank: int
+    parts: tuple[Part, ...]  # what each member trains, by rank
+    backend: Backend
+    secret: str  # prefixes the keys of the members' store
+    timeout_seconds: float  # of meeting, and of each exchange
+
+    @property
+    def size(self) -> int:
+        """How many members there are."""
+        return len(self.parts)
 
 
 @dataclass(frozen=True)
@@ -159,6 +184,7 @@ class Assignment:
     ahead_to: float = 0.0
     start_delta: Delta | None = None  # makes the start out of an older one, in fewer bytes
     zero: ZeroWork | None = None  # DeepSpeed trains it, in a process of its own
+    gang: GangPlace | None = None  # train it in step with others
 
 
 @dataclass(frozen=True)
@@ -229,7 +255,7 @@ class RunStatus:
     """The run as an operator sees it."""
 
     run: str
-    phase: Literal["waiting", "parts", "handoff", "finished", "stopped", "failed"]
+    phase: Phase
     reason: str  # what it waits for, in a sentence
     round: int
     rounds: int

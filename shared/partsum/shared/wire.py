@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import xxhash
 
 from partsum.protos.v1 import partsum_pb2 as pb
-from partsum.shared import limits, wire_secure
+from partsum.shared import limits, wire_gang, wire_secure
 from partsum.shared import messages as m
 from partsum.shared.errors import WireError
 from partsum.shared.frames import Frame
@@ -26,7 +26,7 @@ from partsum.shared.wire_settings import (
 )
 from partsum.shared.wire_zero import zero_from_wire, zero_to_wire
 
-PROTOCOL = 2  # raised when old and new can no longer talk
+PROTOCOL = 3  # raised when old and new can no longer talk
 
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 ENCODINGS = tuple(ENCODING_NUMBERS.values())
@@ -73,6 +73,7 @@ def assignment_to_wire(assignment: m.Assignment) -> pb.Assignment:
         ahead_to=assignment.ahead_to,
         start_delta=_delta_to_wire(delta) if delta else None,
         zero=zero_to_wire(assignment.zero) if assignment.zero else None,
+        gang=wire_gang.place_to_wire(assignment.gang) if assignment.gang else None,
     )
 
 
@@ -107,6 +108,7 @@ def assignment_from_wire(assignment: pb.Assignment) -> m.Assignment:
         ahead_to=limits.within(a.ahead_to, a.progress_end if a.ahead_to else 0, 1, "ahead_to"),
         start_delta=_delta_from_wire(a.start_delta) if a.HasField("start_delta") else None,
         zero=zero_from_wire(a.zero) if a.HasField("zero") else None,
+        gang=wire_gang.place_from_wire(a.gang) if a.HasField("gang") else None,
     )
 
 

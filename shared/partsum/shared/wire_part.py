@@ -1,4 +1,4 @@
-"""A part in protobuf and back; `wire` is the door to it."""
+"""A Part as protobuf and back."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ def zero_to_wire(zero: m.ZeroWork) -> pb.ZeroWork:
         total_steps=zero.total_steps,
         share=zero.share,
         norm_parts=[part_to_wire(part) for part in zero.norm_parts],
+        own_data=zero.own_data,
     )
 
 
@@ -49,6 +50,7 @@ def zero_from_wire(zero: pb.ZeroWork) -> m.ZeroWork:
         total_steps=total,
         share=limits.within(zero.share, 0, 1, "share"),
         norm_parts=tuple(part_from_wire(part) for part in zero.norm_parts),
+        own_data=zero.own_data,
     )
 
 

@@ -25,6 +25,23 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _GangBackend:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _GangBackendEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_GangBackend.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    GANG_BACKEND_UNSPECIFIED: _GangBackend.ValueType  # 0
+    GANG_BACKEND_GLOO: _GangBackend.ValueType  # 1
+    GANG_BACKEND_NCCL: _GangBackend.ValueType  # 2
+
+class GangBackend(_GangBackend, metaclass=_GangBackendEnumTypeWrapper): ...
+
+GANG_BACKEND_UNSPECIFIED: GangBackend.ValueType  # 0
+GANG_BACKEND_GLOO: GangBackend.ValueType  # 1
+GANG_BACKEND_NCCL: GangBackend.ValueType  # 2
+Global___GangBackend: typing_extensions.TypeAlias = GangBackend
+
 class _ZeroWay:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -118,6 +135,7 @@ class ControlRequest(google.protobuf.message.Message):
     SECURE_KEYS_FIELD_NUMBER: builtins.int
     SECURE_SHARES_FIELD_NUMBER: builtins.int
     SECURE_REVEAL_FIELD_NUMBER: builtins.int
+    GANG_OPENED_FIELD_NUMBER: builtins.int
     @property
     def hello(self) -> Global___Hello: ...
     @property
@@ -138,6 +156,8 @@ class ControlRequest(google.protobuf.message.Message):
     def secure_reveal(self) -> Global___SecureShares:
         """opened, in answer to SecureAsk"""
 
+    @property
+    def gang_opened(self) -> Global___GangOpened: ...
     def __init__(
         self,
         *,
@@ -149,10 +169,11 @@ class ControlRequest(google.protobuf.message.Message):
         secure_keys: Global___SecureKeys | None = ...,
         secure_shares: Global___SecureShares | None = ...,
         secure_reveal: Global___SecureShares | None = ...,
+        gang_opened: Global___GangOpened | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "progress", b"progress", "ready", b"ready", "secure_keys", b"secure_keys", "secure_reveal", b"secure_reveal", "secure_shares", b"secure_shares"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "progress", b"progress", "ready", b"ready", "secure_keys", b"secure_keys", "secure_reveal", b"secure_reveal", "secure_shares", b"secure_shares"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["hello", "ready", "heartbeat", "progress", "failed", "secure_keys", "secure_shares", "secure_reveal"] | None: ...
+    def HasField(self, field_name: typing.Literal["failed", b"failed", "gang_opened", b"gang_opened", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "progress", b"progress", "ready", b"ready", "secure_keys", b"secure_keys", "secure_reveal", b"secure_reveal", "secure_shares", b"secure_shares"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["failed", b"failed", "gang_opened", b"gang_opened", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "progress", b"progress", "ready", b"ready", "secure_keys", b"secure_keys", "secure_reveal", b"secure_reveal", "secure_shares", b"secure_shares"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["hello", "ready", "heartbeat", "progress", "failed", "secure_keys", "secure_shares", "secure_reveal", "gang_opened"] | None: ...
 
 Global___ControlRequest: typing_extensions.TypeAlias = ControlRequest
 
@@ -264,15 +285,19 @@ class Failed(google.protobuf.message.Message):
 
     ASSIGNMENT_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    GANG_FIELD_NUMBER: builtins.int
     assignment: builtins.str
     reason: builtins.str
+    gang: builtins.bool
+    """"for no fault of mine: its gang broke" """
     def __init__(
         self,
         *,
         assignment: builtins.str = ...,
         reason: builtins.str = ...,
+        gang: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "reason", b"reason"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "gang", b"gang", "reason", b"reason"]) -> None: ...
 
 Global___Failed: typing_extensions.TypeAlias = Failed
 
@@ -290,6 +315,7 @@ class ControlResponse(google.protobuf.message.Message):
     SECURE_ROSTER_FIELD_NUMBER: builtins.int
     SECURE_SHARES_FIELD_NUMBER: builtins.int
     SECURE_ASK_FIELD_NUMBER: builtins.int
+    GANG_MEET_FIELD_NUMBER: builtins.int
     @property
     def welcome(self) -> Global___Welcome: ...
     @property
@@ -312,6 +338,8 @@ class ControlResponse(google.protobuf.message.Message):
 
     @property
     def secure_ask(self) -> Global___SecureAsk: ...
+    @property
+    def gang_meet(self) -> Global___GangMeet: ...
     def __init__(
         self,
         *,
@@ -325,10 +353,11 @@ class ControlResponse(google.protobuf.message.Message):
         secure_roster: Global___SecureRoster | None = ...,
         secure_shares: Global___SecureShares | None = ...,
         secure_ask: Global___SecureAsk | None = ...,
+        gang_meet: Global___GangMeet | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["assignment", b"assignment", "cancel", b"cancel", "finished", b"finished", "kind", b"kind", "quarantined", b"quarantined", "refused", b"refused", "secure_ask", b"secure_ask", "secure_open", b"secure_open", "secure_roster", b"secure_roster", "secure_shares", b"secure_shares", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "cancel", b"cancel", "finished", b"finished", "kind", b"kind", "quarantined", b"quarantined", "refused", b"refused", "secure_ask", b"secure_ask", "secure_open", b"secure_open", "secure_roster", b"secure_roster", "secure_shares", b"secure_shares", "welcome", b"welcome"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "assignment", "cancel", "refused", "finished", "quarantined", "secure_open", "secure_roster", "secure_shares", "secure_ask"] | None: ...
+    def HasField(self, field_name: typing.Literal["assignment", b"assignment", "cancel", b"cancel", "finished", b"finished", "gang_meet", b"gang_meet", "kind", b"kind", "quarantined", b"quarantined", "refused", b"refused", "secure_ask", b"secure_ask", "secure_open", b"secure_open", "secure_roster", b"secure_roster", "secure_shares", b"secure_shares", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "cancel", b"cancel", "finished", b"finished", "gang_meet", b"gang_meet", "kind", b"kind", "quarantined", b"quarantined", "refused", b"refused", "secure_ask", b"secure_ask", "secure_open", b"secure_open", "secure_roster", b"secure_roster", "secure_shares", b"secure_shares", "welcome", b"welcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["welcome", "assignment", "cancel", "refused", "finished", "quarantined", "secure_open", "secure_roster", "secure_shares", "secure_ask", "gang_meet"] | None: ...
 
 Global___ControlResponse: typing_extensions.TypeAlias = ControlResponse
 
@@ -478,6 +507,7 @@ class Assignment(google.protobuf.message.Message):
     MASKING_FIELD_NUMBER: builtins.int
     AHEAD_TO_FIELD_NUMBER: builtins.int
     START_DELTA_FIELD_NUMBER: builtins.int
+    GANG_FIELD_NUMBER: builtins.int
     ZERO_FIELD_NUMBER: builtins.int
     id: builtins.str
     round: builtins.int
@@ -516,6 +546,10 @@ class Assignment(google.protobuf.message.Message):
         """present: the start can be had in fewer bytes"""
 
     @property
+    def gang(self) -> Global___GangPlace:
+        """present: train it in step with others"""
+
+    @property
     def zero(self) -> Global___ZeroWork:
         """present: DeepSpeed trains it, in a process of its own"""
 
@@ -538,12 +572,93 @@ class Assignment(google.protobuf.message.Message):
         masking: Global___Masking | None = ...,
         ahead_to: builtins.float = ...,
         start_delta: Global___Delta | None = ...,
+        gang: Global___GangPlace | None = ...,
         zero: Global___ZeroWork | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cluster", b"cluster", "masking", b"masking", "part", b"part", "samples", b"samples", "settings", b"settings", "start", b"start", "start_delta", b"start_delta", "zero", b"zero"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ahead_to", b"ahead_to", "cluster", b"cluster", "first_sample", b"first_sample", "id", b"id", "masking", b"masking", "num_samples", b"num_samples", "part", b"part", "part_index", b"part_index", "progress_end", b"progress_end", "progress_start", b"progress_start", "round", b"round", "samples", b"samples", "seed", b"seed", "settings", b"settings", "start", b"start", "start_delta", b"start_delta", "zero", b"zero"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["cluster", b"cluster", "gang", b"gang", "masking", b"masking", "part", b"part", "samples", b"samples", "settings", b"settings", "start", b"start", "start_delta", b"start_delta", "zero", b"zero"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["ahead_to", b"ahead_to", "cluster", b"cluster", "first_sample", b"first_sample", "gang", b"gang", "id", b"id", "masking", b"masking", "num_samples", b"num_samples", "part", b"part", "part_index", b"part_index", "progress_end", b"progress_end", "progress_start", b"progress_start", "round", b"round", "samples", b"samples", "seed", b"seed", "settings", b"settings", "start", b"start", "start_delta", b"start_delta", "zero", b"zero"]) -> None: ...
 
 Global___Assignment: typing_extensions.TypeAlias = Assignment
+
+@typing.final
+class GangPlace(google.protobuf.message.Message):
+    """A place among nodes that train in step, in a process group of their own."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    RANK_FIELD_NUMBER: builtins.int
+    PARTS_FIELD_NUMBER: builtins.int
+    BACKEND_FIELD_NUMBER: builtins.int
+    SECRET_FIELD_NUMBER: builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """of this forming: when the gang breaks, the next has another"""
+    rank: builtins.int
+    """rank 0's node is where the others meet"""
+    backend: Global___GangBackend.ValueType
+    secret: builtins.str
+    """without it nobody finds the members' addresses in their store"""
+    timeout_seconds: builtins.float
+    """of meeting, and of each exchange"""
+    @property
+    def parts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Part]:
+        """what each member trains, by rank"""
+
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        rank: builtins.int = ...,
+        parts: collections.abc.Iterable[Global___Part] | None = ...,
+        backend: Global___GangBackend.ValueType = ...,
+        secret: builtins.str = ...,
+        timeout_seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["backend", b"backend", "id", b"id", "parts", b"parts", "rank", b"rank", "secret", b"secret", "timeout_seconds", b"timeout_seconds"]) -> None: ...
+
+Global___GangPlace: typing_extensions.TypeAlias = GangPlace
+
+@typing.final
+class GangOpened(google.protobuf.message.Message):
+    """Rank 0: "The members of this gang can meet here." """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GANG_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    gang: builtins.str
+    address: builtins.str
+    """HOST:PORT"""
+    def __init__(
+        self,
+        *,
+        gang: builtins.str = ...,
+        address: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "gang", b"gang"]) -> None: ...
+
+Global___GangOpened: typing_extensions.TypeAlias = GangOpened
+
+@typing.final
+class GangMeet(google.protobuf.message.Message):
+    """To the others: "Meet here." """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GANG_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    gang: builtins.str
+    address: builtins.str
+    def __init__(
+        self,
+        *,
+        gang: builtins.str = ...,
+        address: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "gang", b"gang"]) -> None: ...
+
+Global___GangMeet: typing_extensions.TypeAlias = GangMeet
 
 @typing.final
 class ZeroWork(google.protobuf.message.Message):
@@ -560,6 +675,7 @@ class ZeroWork(google.protobuf.message.Message):
     TOTAL_STEPS_FIELD_NUMBER: builtins.int
     SHARE_FIELD_NUMBER: builtins.int
     NORM_PARTS_FIELD_NUMBER: builtins.int
+    OWN_DATA_FIELD_NUMBER: builtins.int
     way: Global___ZeroWay.ValueType
     stage: builtins.int
     """of ZeRO: what is sharded over the ranks"""
@@ -575,6 +691,8 @@ class ZeroWork(google.protobuf.message.Message):
     """of the hand-off"""
     share: builtins.float
     """where on the schedule the hand-off starts"""
+    own_data: builtins.bool
+    """of a gang's member: its cluster is its own; else they share one"""
     @property
     def norm_parts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Part]:
         """layer norms keep to the slices of these; none: they do not"""
@@ -591,8 +709,9 @@ class ZeroWork(google.protobuf.message.Message):
         total_steps: builtins.int = ...,
         share: builtins.float = ...,
         norm_parts: collections.abc.Iterable[Global___Part] | None = ...,
+        own_data: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["first_step", b"first_step", "micro_batches", b"micro_batches", "norm_parts", b"norm_parts", "offload", b"offload", "share", b"share", "stage", b"stage", "steps", b"steps", "total_steps", b"total_steps", "way", b"way"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["first_step", b"first_step", "micro_batches", b"micro_batches", "norm_parts", b"norm_parts", "offload", b"offload", "own_data", b"own_data", "share", b"share", "stage", b"stage", "steps", b"steps", "total_steps", b"total_steps", "way", b"way"]) -> None: ...
 
 Global___ZeroWork: typing_extensions.TypeAlias = ZeroWork
 
@@ -1217,7 +1336,7 @@ class RunStatus(google.protobuf.message.Message):
     STANDINGS_FIELD_NUMBER: builtins.int
     run: builtins.str
     phase: builtins.str
-    """waiting, parts, handoff, finished, stopped, failed"""
+    """waiting, parts, cotrain, handoff, finished, stopped, failed"""
     reason: builtins.str
     round: builtins.int
     rounds: builtins.int

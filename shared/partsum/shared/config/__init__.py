@@ -3,6 +3,7 @@
 Each field is followed by what it does; docs/configuration.md is generated from these lines.
 """
 
+from partsum.shared.config.gang import CotrainConfig, GangConfig
 from partsum.shared.config.handoff import HandoffConfig
 from partsum.shared.config.outer import OuterConfig
 from partsum.shared.config.regularisation import RegularisationConfig
@@ -24,7 +25,9 @@ from partsum.shared.config.work import (
 )
 
 __all__ = [
+    "CotrainConfig",
     "DataConfig",
+    "GangConfig",
     "GatesConfig",
     "HandoffConfig",
     "MergeConfig",

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from partsum.shared.config.gang import GangConfig, check_trust
 from partsum.shared.config.section import NotNegative, Positive, Section
-from partsum.shared.config.trust import PrivacyConfig
+from partsum.shared.config.trust import PrivacyConfig, ServerConfig
 from partsum.shared.config.work import PartsConfig
 
 
@@ -73,7 +74,13 @@ class HandoffConfig(Section):
         return self.over_nodes and self.how == how
 
 
-def check_handoff(handoff: HandoffConfig, parts: PartsConfig, privacy: PrivacyConfig) -> None:
+def check_handoff(
+    handoff: HandoffConfig,
+    parts: PartsConfig,
+    privacy: PrivacyConfig,
+    gang: GangConfig,
+    server: ServerConfig,
+) -> None:
     """Raise ValueError where the nodes could not do what the hand-off asks of them."""
     if handoff.enabled:
         _check_nothing_in_vain(handoff)
@@ -94,6 +101,8 @@ def check_handoff(handoff: HandoffConfig, parts: PartsConfig, privacy: PrivacyCo
         if refused:
             raise ValueError(f'handoff.over = "nodes" {why}')
     _check_pipeline(handoff)
+    if handoff.how != "apart":
+        check_trust(gang, server)
 
 
 def _check_nothing_in_vain(handoff: HandoffConfig) -> None:

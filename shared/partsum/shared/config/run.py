@@ -18,6 +18,7 @@ from partsum.shared.config.fit import (
     check_study,
     check_wire,
 )
+from partsum.shared.config.gang import CotrainConfig, GangConfig, check_gang
 from partsum.shared.config.handoff import HandoffConfig, check_handoff
 from partsum.shared.config.outer import OuterConfig
 from partsum.shared.config.regularisation import RegularisationConfig, check_regularisation
@@ -56,6 +57,8 @@ class RunConfig(Section):
     parts: PartsConfig = PartsConfig()
     gates: GatesConfig = GatesConfig()
     structures: StructuresConfig = StructuresConfig()
+    cotrain: CotrainConfig = CotrainConfig()
+    gang: GangConfig = GangConfig()
     relevance: RelevanceConfig = RelevanceConfig()
     training: TrainingConfig = TrainingConfig()
     regularisation: RegularisationConfig = RegularisationConfig()
@@ -87,6 +90,7 @@ class RunConfig(Section):
         check_ahead(self.training, self.parts, self.wire, self.deterministic)
         check_regularisation(self.regularisation, self.gates, self.parts, self.structures)
         check_structures(self.gates, self.parts, self.start, self.wire, self.merge, self.privacy)
-        check_handoff(self.handoff, self.parts, self.privacy)
+        check_gang(self.gang, self.cotrain, self.parts, self.structures, self.server)
+        check_handoff(self.handoff, self.parts, self.privacy, self.gang, self.server)
         check_study(self.parts, self.merge, self.outer, self.wire, self.privacy, self.handoff)
         return self
