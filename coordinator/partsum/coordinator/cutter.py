@@ -234,10 +234,10 @@ class Cutter:
 
     def cluster_samples(self, round: int, part: int) -> tuple[Path, Blob]:
         """The samples of a part's cluster as a file, for a node without the data set."""
-        cluster = self.cluster_of(round, part)
-        path = self.store.folder / "clusters" / f"s{cluster}.safetensors"
+        cluster = self.cluster_paths()[self.cluster_of(round, part)]
+        path = cluster.with_name(f"s-{cluster.stem}.safetensors")
         if not path.exists():
-            raw = bytearray(self.cluster_paths()[cluster].read_bytes())
+            raw = bytearray(cluster.read_bytes())
             inputs, targets = gather(self.train, torch.frombuffer(raw, dtype=torch.int64))
             save_tensors(path, {"inputs": inputs, "targets": targets})
         return path, blob_of(path)

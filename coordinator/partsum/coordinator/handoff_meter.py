@@ -30,14 +30,19 @@ class HandoffMeter:
             self._round, self._latest = plan.round, {}
         self._latest[part] = progress
         latest = list(self._latest.values())
-        done = sum(one.samples_done for one in latest) / len(plan.parts)
+        done = sum(one.samples_done for one in latest)
+        speed = sum(one.samples_per_second for one in latest)
+        if self._run.config.handoff.is_over("apart"):  # each counts its own samples
+            done /= len(plan.parts)
+        else:  # each counts the gang's
+            done, speed = done / len(latest), speed / len(latest)
         self._show(
             HandoffProgress(
                 step=steps.first + int(done / steps.batch),
                 steps=steps.total,
                 loss=sum(one.loss for one in latest) / len(latest),
                 scores=None,
-                samples_per_second=sum(one.samples_per_second for one in latest),
+                samples_per_second=speed,
                 peak_memory_bytes=0,
             )
         )

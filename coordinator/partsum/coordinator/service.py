@@ -175,6 +175,9 @@ class CoordinatorService:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         if reason:
             return pb.OfferResponse(wanted=False, reason=reason)
+        if self._intake.follows(update):
+            self._intake.take_following(node, update)
+            return pb.OfferResponse(wanted=False, reason="it is in; it holds nothing new")
         spool = self._intake.spool(node, update)
         held = held_bytes(spool, update.sent.size_bytes)
         return pb.OfferResponse(wanted=True, offset=held)

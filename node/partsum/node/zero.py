@@ -10,9 +10,11 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import HashStore  # type: ignore[attr-defined]  # it is public
 
+from partsum.node.gang import GangBrokeError
 from partsum.node.model import build_part
 from partsum.node.tally import Tally
 from partsum.node.trainer import Job, StoppedError, Trained, update_of
@@ -37,6 +40,8 @@ from partsum.shared.zero.settings import DeepSpeedSettings, ZeroTerms, zero_sett
 from partsum.shared.zero.stepper import Course, ZeroStepper
 
 log = logging.getLogger(__name__)
+
+_OF_THE_NETWORK = re.compile(r"gloo|nccl|connection|broken pipe|timed? ?out", re.IGNORECASE)
 
 
 def train_zero(
@@ -56,7 +61,20 @@ def train_zero(
     work = a.zero
     assert work is not None
     _check_installed()
-    place = _alone(job.device)
+    with _broken_gangs_in_words(job):
+        return _train(task, job, work, folder, on_progress, should_stop, clock)
+
+
+def _train(
+    task: Task,
+    job: Job,
+    work: ZeroWork,
+    folder: Path,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+    clock: Callable[[], float],
+) -> Trained:
+    a, place = job.assignment, _place(job)
     torch.manual_seed(a.seed)
     model = _model(task, job, work)
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
@@ -67,7 +85,8 @@ def train_zero(
         moments.go_on(engine)
         tally = _steps(task, job, work, engine, settings, place, on_progress, should_stop, clock)
         moments.keep(engine)
-        return _written(job, whole_tensors(engine.module, dtypes), tally)
+        tensors = whole_tensors(engine.module, dtypes)
+    return _written(job, tensors, tally) if place.rank == 0 else _followed(job, tally)
 
 
 @contextmanager
@@ -91,19 +110,33 @@ def _check_installed() -> None:
         )
 
 
-def _alone(device: torch.device) -> Place:
-    """A group of this node alone, since DeepSpeed wants one; nothing of it leaves the host."""
-    if torch.distributed.is_initialized():
-        return Place(0, 1, device)
-    on_gpu = device.type == "cuda"
-    if not on_gpu:
+def _place(job: Job) -> Place:
+    """This node's rank, in torch's world: DeepSpeed wants one, also of a node by itself."""
+    device, gang = job.device, job.gang
+    rank, size = (gang.place.rank, gang.place.size) if gang else (0, 1)
+    if device.type != "cuda":
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": str(device.index or 0)}
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.distributed.init_process_group(
-        "nccl" if on_gpu else "gloo", store=HashStore(), rank=0, world_size=1
-    )
-    return Place(0, 1, device)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ["LOCAL_RANK"] = str(device.index or 0)  # which is the GPU that DeepSpeed takes
+    if gang is not None:
+        gang.make_world()
+    elif not torch.distributed.is_initialized():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nothing of it leaves the host
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    return Place(rank, size, device)
+
+
+@contextmanager
+def _broken_gangs_in_words(job: Job) -> Iterator[None]:
+    """What torch says where another member is gone is that member's fault, not this node's."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if job.gang is None or not _OF_THE_NETWORK.search(str(error)):
+            raise
+        first = str(error).splitlines()[0][:300]
+        raise GangBrokeError(f"the gang's members could not train together: {first}") from error
 
 
 def _model(task: Task, job: Job, work: ZeroWork) -> nn.Module:
@@ -119,7 +152,7 @@ def _terms(a: Assignment, work: ZeroWork, place: Place) -> ZeroTerms:
     s = a.settings
     return ZeroTerms(
         ranks=place.world_size,
-        micro_batch=s.batch_size,
+        micro_batch=_mine(a, place),
         learning_rate=s.learning_rate,
         weight_decay=s.weight_decay,
         betas=s.betas,
@@ -145,7 +178,7 @@ def _steps(
     a = job.assignment
     course = Course(work.total_steps, work.share, a.settings.warmup, a.seed)
     stepper = ZeroStepper(engine, task, job.samples, settings, place, course, should_stop)
-    batches = walk(a.seed, job.cluster, a.first_sample, a.num_samples, a.settings.batch_size)
+    batches = _batches(job, work, place)
     engine.train()
     tally = Tally(a.id, clock)
     with tally.running():
@@ -153,9 +186,37 @@ def _steps(
             loss, stopping = stepper.step(step, indices)
             if stopping:
                 raise StoppedError(f"assignment {a.id} was stopped")
-            if tally.add(torch.tensor(loss), len(indices)):
+            if tally.add(torch.tensor(loss), a.settings.batch_size):  # of all ranks
                 on_progress(tally.progress())
     return tally
+
+
+def _mine(a: Assignment, place: Place) -> int:
+    """Samples of a step that are this rank's. What does not split evenly is left out."""
+    return max(1, a.settings.batch_size // place.world_size)
+
+
+def _batches(job: Job, work: ZeroWork, place: Place) -> Iterator[Tensor]:
+    """This rank's samples of each step: its share of a walk that all take, or a walk of its own."""
+    a, batch, mine = (
+        job.assignment,
+        job.assignment.settings.batch_size,
+        _mine(job.assignment, place),
+    )
+    if work.own_data:
+        first, count = work.first_step * mine, work.steps * mine
+        yield from walk(a.seed, job.cluster, first, count, mine)
+        return
+    for indices in walk(a.seed, job.cluster, a.first_sample, a.num_samples, batch):
+        yield indices[place.rank :: place.world_size][:mine]
+
+
+def _followed(job: Job, tally: Tally) -> Trained:
+    """What a member says whose weights rank 0 delivers: the start, and that it holds nothing new."""
+    a = job.assignment
+    assert a.start is not None
+    update = update_of(a, tally, a.start, peak_memory_bytes(job.device))
+    return Trained(replace(update, num_samples=0), None, None)
 
 
 def _written(job: Job, tensors: dict[str, Tensor], tally: Tally) -> Trained:
