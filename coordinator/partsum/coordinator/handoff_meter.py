@@ -30,7 +30,7 @@ class HandoffMeter:
             self._round, self._latest = plan.round, {}
         self._latest[part] = progress
         latest = list(self._latest.values())
-        done = sum(one.samples_done for one in latest)
+        done = float(sum(one.samples_done for one in latest))
         speed = sum(one.samples_per_second for one in latest)
         if self._run.config.handoff.is_over("apart"):  # each counts its own samples
             done /= len(plan.parts)

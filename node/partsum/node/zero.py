@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from partsum.node.model import build_part
 from partsum.node.tally import Tally
 from partsum.node.trainer import Job, StoppedError, Trained, update_of
 from partsum.node.zero_moments import ZeroMoments
+from partsum.node.zero_pipeline import Pipeline
 from partsum.shared.errors import HandoffError
 from partsum.shared.memory import peak_memory_bytes
 from partsum.shared.messages import Assignment, Blob, Progress, ZeroWork
@@ -77,28 +79,62 @@ def _train(
     a, place = job.assignment, _place(job)
     torch.manual_seed(a.seed)
     model = _model(task, job, work)
-    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     elements = sum(parameter.numel() for parameter in model.parameters())
     settings = zero_settings(_terms(a, work, place), elements, place.on_gpu)
-    with _engine(model, settings, place) as engine:
+    course = Course(work.total_steps, work.share, a.settings.warmup, a.seed)
+    trainee: Trainee
+    if work.way == "pipeline":
+        trainee = Pipeline(model, task, job, settings, place, course)
+    else:
+        trainee = Whole(model, task, job, settings, place, course, should_stop)
+    del model  # a stage of a pipeline keeps its own layers alone
+    try:
         moments = ZeroMoments(folder, a, place)
-        moments.go_on(engine)
-        tally = _steps(task, job, work, engine, settings, place, on_progress, should_stop, clock)
-        moments.keep(engine)
-        tensors = whole_tensors(engine.module, dtypes)
+        moments.go_on(trainee.engine)
+        tally = _steps(job, work, trainee, place, on_progress, clock)
+        moments.keep(trainee.engine)
+        tensors = trainee.tensors()
+    finally:
+        trainee.engine.destroy()
+        del trainee
+        gc.collect()  # the engine holds itself, by its hooks
     return _written(job, tensors, tally) if place.rank == 0 else _followed(job, tally)
 
 
-@contextmanager
-def _engine(model: nn.Module, settings: DeepSpeedSettings, place: Place) -> Iterator[Engine]:
-    """DeepSpeed's engine around the model; afterwards its memory is free for the next."""
-    engine = start_engine(model, settings, place)
-    try:
-        yield engine
-    finally:
-        engine.destroy()
-        del engine
-        gc.collect()  # it holds itself, by its hooks
+class Trainee(Protocol):
+    """What is trained step by step, and then read out. All ranks make every call."""
+
+    engine: Engine
+
+    def step(self, step: int, mine: Tensor) -> tuple[float, bool]:
+        """The ranks' mean loss, and whether one of them has to stop."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole model's state; rank 0's counts."""
+
+
+class Whole:
+    """The whole model on each rank, as ZeRO shards it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        job: Job,
+        settings: DeepSpeedSettings,
+        place: Place,
+        course: Course,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+        self.engine = start_engine(model, settings, place)
+        self.engine.train()
+        stepper = ZeroStepper(self.engine, task, job.samples, settings, place, course, should_stop)
+        self.step = stepper.step
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Gathered from all ranks."""
+        return whole_tensors(self.engine.module, self._dtypes)
 
 
 def _check_installed() -> None:
@@ -149,10 +185,11 @@ def _model(task: Task, job: Job, work: ZeroWork) -> nn.Module:
 
 
 def _terms(a: Assignment, work: ZeroWork, place: Place) -> ZeroTerms:
-    s = a.settings
+    s, pieces = a.settings, work.micro_batches if work.way == "pipeline" else 1
     return ZeroTerms(
-        ranks=place.world_size,
-        micro_batch=_mine(a, place),
+        ranks=1 if work.way == "pipeline" else place.world_size,  # that share the data
+        micro_batch=s.batch_size // pieces if work.way == "pipeline" else _mine(a, place),
+        accumulation=pieces,
         learning_rate=s.learning_rate,
         weight_decay=s.weight_decay,
         betas=s.betas,
@@ -164,26 +201,19 @@ def _terms(a: Assignment, work: ZeroWork, place: Place) -> ZeroTerms:
 
 
 def _steps(
-    task: Task,
     job: Job,
     work: ZeroWork,
-    engine: Engine,
-    settings: DeepSpeedSettings,
+    trainee: Trainee,
     place: Place,
     on_progress: Callable[[Progress], None],
-    should_stop: Callable[[], bool],
     clock: Callable[[], float],
 ) -> Tally:
     """All steps of the assignment. Raises StoppedError once a rank is to stop."""
     a = job.assignment
-    course = Course(work.total_steps, work.share, a.settings.warmup, a.seed)
-    stepper = ZeroStepper(engine, task, job.samples, settings, place, course, should_stop)
-    batches = _batches(job, work, place)
-    engine.train()
     tally = Tally(a.id, clock)
     with tally.running():
-        for step, indices in enumerate(batches, work.first_step + 1):
-            loss, stopping = stepper.step(step, indices)
+        for step, indices in enumerate(_batches(job, work, place), work.first_step + 1):
+            loss, stopping = trainee.step(step, indices)
             if stopping:
                 raise StoppedError(f"assignment {a.id} was stopped")
             if tally.add(torch.tensor(loss), a.settings.batch_size):  # of all ranks
@@ -197,7 +227,7 @@ def _mine(a: Assignment, place: Place) -> int:
 
 
 def _batches(job: Job, work: ZeroWork, place: Place) -> Iterator[Tensor]:
-    """This rank's samples of each step: its share of a walk that all take, or a walk of its own."""
+    """This rank's samples of each step: its share of a walk that all take, or its own walk."""
     a, batch, mine = (
         job.assignment,
         job.assignment.settings.batch_size,
@@ -208,11 +238,11 @@ def _batches(job: Job, work: ZeroWork, place: Place) -> Iterator[Tensor]:
         yield from walk(a.seed, job.cluster, first, count, mine)
         return
     for indices in walk(a.seed, job.cluster, a.first_sample, a.num_samples, batch):
-        yield indices[place.rank :: place.world_size][:mine]
+        yield indices if work.way == "pipeline" else indices[place.rank :: place.world_size][:mine]
 
 
 def _followed(job: Job, tally: Tally) -> Trained:
-    """What a member says whose weights rank 0 delivers: the start, and that it holds nothing new."""
+    """What a member says whose weights rank 0 delivers: the start again, and no samples."""
     a = job.assignment
     assert a.start is not None
     update = update_of(a, tally, a.start, peak_memory_bytes(job.device))

@@ -133,10 +133,16 @@ def _differs(handoff: HandoffConfig, key: str) -> bool:
 def _check_pipeline(handoff: HandoffConfig) -> None:
     if handoff.how != "pipeline":
         return
-    if handoff.zero_stage > 1:
+    if handoff.zero_stage != 1:
         raise ValueError(
-            f'handoff.how = "pipeline" needs handoff.zero_stage = 1 or 0, not {handoff.zero_stage}:'
-            " DeepSpeed's pipeline keeps gradients whole over a batch's pieces"
+            f'handoff.how = "pipeline" needs handoff.zero_stage = 1, not {handoff.zero_stage}: '
+            "DeepSpeed's pipeline keeps gradients whole over a batch's pieces, and without ZeRO "
+            "clips them by the first stage's alone"
+        )
+    if handoff.precision != "float32":
+        raise ValueError(
+            f'handoff.how = "pipeline" needs handoff.precision = "float32", not '
+            f'"{handoff.precision}": its stages hand each other what they compute in'
         )
     if handoff.batch_size % handoff.micro_batches:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -66,6 +67,8 @@ def start_engine(model: nn.Module, settings: DeepSpeedSettings, place: Place) ->
     import deepspeed  # its import takes a second, and asks which accelerator there is
 
     _check_ops(settings, place.on_gpu)
+    # One word for each rank about what DeepSpeed is to call otherwise, which nobody here can mend.
+    warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine: Engine
     engine, *_ = deepspeed.initialize(
