@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Coroutine
 
 from partsum.coordinator import events as e
 from partsum.coordinator.desk import NodeDesk, OpenRound
-from partsum.coordinator.handover import begin_over_nodes, hand_over
+from partsum.coordinator.handover import begin_round, hand_over
 from partsum.coordinator.intake import Intake
 from partsum.coordinator.jobs import alive
 from partsum.coordinator.metrics import Metrics
@@ -172,7 +172,7 @@ class CoordinatorDaemon:
                 self._end("failed", reason)
 
     async def _plan_round(self, round: int) -> None:
-        await begin_over_nodes(self.run, round, self.desk.registry.totals())
+        await begin_round(self.run, round, self.desk.registry.totals())
         live = [node for node in self.desk.registry if node.session]
         profiles = {node.name: node.profile for node in live if node.profile}
         plan, holders, done = await self.run.open_round(round, profiles)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 MISSING = "-"
-PHASE_NAMES = {"parts": "parts", "handoff": "hand-off"}
+PHASE_NAMES = {"parts": "parts", "cotrain": "co-training", "handoff": "hand-off"}
 
 
 def share_text(value: float | None) -> str:

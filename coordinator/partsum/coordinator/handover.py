@@ -30,12 +30,17 @@ def begin_handoff(run: Run, bytes_moved: tuple[int, int]) -> None:
         run.store.note(handoff_began=run.clock.now(), parts_bytes=bytes_moved)
 
 
-async def begin_over_nodes(run: Run, round: int, bytes_moved: tuple[int, int]) -> None:
-    """The same where nodes train the hand-off, before its first round; the base is scored."""
-    if phase_of(run.config, round) != "handoff":
-        return
-    begin_handoff(run, bytes_moved)
-    await asyncio.to_thread(score_start, run)
+async def begin_round(run: Run, round: int, bytes_moved: tuple[int, int]) -> None:
+    """Note what nodes moved in the phase before, once, where another begins.
+
+    Before the first round in which nodes train the hand-off, its base is scored.
+    """
+    phase = phase_of(run.config, round)
+    if phase == "cotrain" and run.store.fact("search_bytes") is None:
+        run.store.note(search_bytes=bytes_moved)
+    if phase == "handoff":
+        begin_handoff(run, bytes_moved)
+        await asyncio.to_thread(score_start, run)
 
 
 async def hand_over(run: Run, bytes_moved: tuple[int, int], changed: Callable[[], None]) -> None:

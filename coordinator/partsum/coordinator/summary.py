@@ -26,8 +26,8 @@ from partsum.shared.files import sync_folder
 class PhaseSummary(Record):
     """One phase of the run."""
 
-    name: Literal["parts", "handoff"]
-    """parts: the rounds; handoff: DeepSpeed."""
+    name: Literal["parts", "cotrain", "handoff"]
+    """parts: rounds of nodes by themselves; cotrain: rounds in a gang; handoff: DeepSpeed."""
     rounds: int
     """Rounds committed in it; 0 for the hand-off."""
     accuracy: Measured

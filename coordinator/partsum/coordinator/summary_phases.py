@@ -10,39 +10,47 @@ from partsum.coordinator.registry import Registry
 from partsum.coordinator.run import Run
 from partsum.coordinator.summary import PhaseSummary
 
+Moved = tuple[int, int]  # bytes sent to nodes, and received from them
+
 
 def phase_summaries(run: Run, registry: Registry, now: float) -> tuple[PhaseSummary, ...]:
     """The phases that have begun."""
-    return (*_parts(run, registry), *_handoff(run, registry, now))
+    sent: Moved = run.store.fact("parts_bytes") or registry.totals()
+    searched: Moved = run.store.fact("search_bytes") or sent
+    return (
+        *_of_rounds(run, registry, "parts", (0, 0), searched),
+        *_of_rounds(run, registry, "cotrain", searched, sent),
+        *_handoff(run, registry, sent, now),
+    )
 
 
-def _parts(run: Run, registry: Registry) -> Iterator[PhaseSummary]:
-    results = _results(run, "parts")
+def _of_rounds(
+    run: Run, registry: Registry, name: RoundPhase, before: Moved, after: Moved
+) -> Iterator[PhaseSummary]:
+    """A phase of rounds, and what was moved before it and until its end."""
+    results = _results(run, name)
     if not results:
         return
-    sent, received = run.store.fact("parts_bytes") or registry.totals()
     scored = [result for result, _, _ in results if result.loss is not None]
     first = min(opened for _, opened, _ in results)
     yield PhaseSummary(
-        name="parts",
+        name=name,
         rounds=len(results),
         accuracy=scored[-1].accuracy if scored else None,
         loss=scored[-1].loss if scored else None,
         wall_seconds=max(closed for _, _, closed in results) - first,
-        bytes_sent=sent,
-        bytes_received=received,
+        bytes_sent=after[0] - before[0],
+        bytes_received=after[1] - before[1],
         start_seconds=first,
         peak_memory_bytes=_peak(registry),
     )
 
 
-def _handoff(run: Run, registry: Registry, now: float) -> Iterator[PhaseSummary]:
+def _handoff(run: Run, registry: Registry, before: Moved, now: float) -> Iterator[PhaseSummary]:
     began = run.store.fact("handoff_began")
     if began is None:
         return
-    results = _results(run, "handoff")
-    sent, received = run.store.fact("parts_bytes") or registry.totals()
-    total_sent, total_received = registry.totals()
+    results, after = _results(run, "handoff"), registry.totals()
     end = run.store.fact("handoff") or {}
     last = {"accuracy": results[-1][0].accuracy, "loss": results[-1][0].loss} if results else {}
     scores = end.get("end") or last
@@ -54,8 +62,8 @@ def _handoff(run: Run, registry: Registry, now: float) -> Iterator[PhaseSummary]
         accuracy=scores.get("accuracy"),
         loss=scores.get("loss"),
         wall_seconds=end.get("ended", now) - began,
-        bytes_sent=total_sent - sent,
-        bytes_received=total_received - received,
+        bytes_sent=after[0] - before[0],
+        bytes_received=after[1] - before[1],
         start_seconds=began,
         start_accuracy=start.get("accuracy"),
         peak_memory_bytes=_peak(registry) if over_nodes else end.get("peak_memory_bytes"),

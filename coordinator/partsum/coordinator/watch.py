@@ -75,12 +75,11 @@ def _heading(status: RunStatus) -> RenderableType:
 
 
 def _phase(status: RunStatus) -> str:
-    if status.phase == "parts":
-        return (
-            # ``round`` counts what is committed; people count the round that is under way.
-            f"parts, round {min(status.round + 1, status.rounds)} of {status.rounds}, "
-            f"{status.parts_in} of {status.parts} updates in"
-        )
+    if status.phase in {"parts", "cotrain"}:
+        # ``round`` counts what is committed; people count the round that is under way.
+        round = f"round {min(status.round + 1, status.rounds)} of {status.rounds}"
+        updates = f"{status.parts_in} of {status.parts} updates in"
+        return f"{PHASE_NAMES[status.phase]}, {round}, {updates}"
     if status.phase == "handoff" and not status.handoff_steps:
         return "hand-off, DeepSpeed is starting"
     if status.phase == "handoff":
