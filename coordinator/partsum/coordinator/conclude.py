@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import Literal
 
 from partsum.coordinator.cost import part_size
+from partsum.coordinator.phases import phase_of
 from partsum.coordinator.ranges import part_picture
 from partsum.coordinator.records import RoundPlan, Span
 from partsum.coordinator.registry import Registry
@@ -132,7 +133,8 @@ def _newest_base(run: Run) -> str | None:
 
 
 def _full_model_bytes(run: Run, state_bytes: int) -> int:
-    updates = sum(len(run.store.updates(round)) for round in run.store.results())
+    rounds = (r for r in run.store.results() if phase_of(run.config, r) != "handoff")
+    updates = sum(len(run.store.updates(round)) for round in rounds)
     return 2 * state_bytes * updates
 
 
@@ -155,6 +157,7 @@ def _rounds(run: Run) -> tuple[RoundSummary, ...]:
         rounds.append(
             RoundSummary(
                 round=number + 1,
+                phase=phase_of(run.config, number),
                 accuracy=result.accuracy,
                 loss=result.loss,
                 part_losses=tuple(

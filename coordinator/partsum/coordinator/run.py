@@ -19,6 +19,7 @@ from partsum.coordinator.folder import DEEPSPEED_COPY
 from partsum.coordinator.gate_certificate import certify_gates, check_regularisation
 from partsum.coordinator.handoff import HandoffProgress
 from partsum.coordinator.handoff_config import deepspeed_settings
+from partsum.coordinator.handoff_cost import check_handoff
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.leaderboard import Leaderboard
 from partsum.coordinator.phases import total_rounds
@@ -113,6 +114,7 @@ class Run:
         """Everything that can be wrong with model, data or folder is found here, before nodes."""
         if self.config.handoff.enabled:
             deepspeed_settings(self.handoff_config(), self.config.training)
+            check_handoff(self.config, self.base, self.train)
         recovery = Recovery(self.store, self.workshop_of, self.clock.now())
         recovery.recover_rounds()
         self.workshops.gone_back()
