@@ -23,6 +23,7 @@ from partsum.coordinator.terms import (
     check_encodings,
     check_profile,
     check_texts,
+    why_anew,
     why_moved,
 )
 from partsum.protos.v1 import partsum_pb2 as pb
@@ -93,7 +94,11 @@ class NodeDesk:
         """Name a gang; its parts are assigned next."""
         assert self.round is not None
         self.round.generation = formed.generation
-        self.gangs.form(self.round.plan.round, formed, self._machine.nodes())
+        plan, nodes = self.round.plan, self._machine.nodes()
+        self.gangs.form(plan.round, formed, nodes)
+        if text := why_anew(plan, formed.parts, nodes):
+            log.warning("%s", text)
+            self.note("moved", text, "")
 
     def restore_gang(self) -> e.Formed | None:
         """The gang that trained the open round before a restart, if there was one."""

@@ -120,6 +120,7 @@ class CoordinatorService:
                     gflops=ready.gflops,
                     task_digest=ready.task_digest,
                     data_digest=ready.data_digest,
+                    deepspeed=ready.deepspeed,
                 )
                 self._desk.ready(node, profile)
             case "progress":

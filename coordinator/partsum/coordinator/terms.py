@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 from partsum.coordinator.events import RoundSettings
@@ -22,6 +22,7 @@ from partsum.shared.messages import (
 )
 from partsum.shared.secure import LEAST_MEMBERS
 
+_ANEW = "DeepSpeed's moments begin anew, and the weights will not be those of an undisturbed run"
 TEXT_LIMIT = 200  # characters of what a node calls itself, its version or its device
 
 
@@ -78,6 +79,9 @@ def _keeps_moments(config: RunConfig) -> bool:
 def why_moved(config: RunConfig, plan: RoundPlan, part: int, node: str) -> str:
     """What is lost when that node trains the part; empty: nothing."""
     planned = plan.parts[part]
+    if plan.handoff is not None:  # of a gang, `why_anew` tells
+        moved = config.handoff.is_over("apart") and plan.handoff.first and planned.holder != node
+        return f"part {part} goes to {node}: {_ANEW}" if moved else ""
     goes_on = plan.round > 0 and planned.start is not None
     if not (needs_its_node(config) and goes_on) or planned.holder == node:
         return ""
@@ -87,6 +91,14 @@ def why_moved(config: RunConfig, plan: RoundPlan, part: int, node: str) -> str:
         f"part {part} goes to {node}, but its {what} {where}: the weights will not be those of an "
         "undisturbed run"
     )
+
+
+def why_anew(plan: RoundPlan, parts: Sequence[int], nodes: Mapping[int, str]) -> str:
+    """What a gang of the hand-off loses by being another than the last one; empty: nothing."""
+    if plan.handoff is None or not plan.handoff.first:
+        return ""
+    before = {k: planned.holder for k, planned in enumerate(plan.parts) if planned.holder}
+    return "" if {part: nodes[part] for part in parts} == before else f"another gang: {_ANEW}"
 
 
 def _return_seconds(config: RunConfig) -> float:
@@ -126,6 +138,12 @@ def check_profile(config: RunConfig, digests: tuple[str, str], profile: NodeProf
         raise RefusedError(
             f"this node claims {profile.memory_bytes} B of memory and {profile.gflops} GFLOP/s, "
             "which no device has"
+        )
+    if config.handoff.over_nodes and not profile.deepspeed:
+        raise RefusedError(
+            "the nodes of this run train its hand-off with DeepSpeed, which this node does not "
+            "have: install partsum[handoff] on it (scripts/build_deepspeed.sh builds its ops), or "
+            'set handoff.over = "host" in run.toml'
         )
     if profile.task_digest != task_digest:
         raise RefusedError(

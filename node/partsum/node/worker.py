@@ -12,6 +12,7 @@ import queue
 import signal
 import threading
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -201,6 +202,7 @@ class _Bench:
             gflops=probe.measure_gflops(device),
             task_digest=tasks.task_digest(spec),
             data_digest=digest,
+            deepspeed=find_spec("deepspeed") is not None,
         )
 
     def _train(self, order: Train) -> tuple[Done | Undone, bool]:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -29,7 +28,6 @@ from partsum.node.tally import Tally
 from partsum.node.trainer import Job, StoppedError, Trained, update_of
 from partsum.node.zero_moments import ZeroMoments
 from partsum.node.zero_pipeline import Pipeline
-from partsum.shared.errors import HandoffError
 from partsum.shared.memory import peak_memory_bytes
 from partsum.shared.messages import Assignment, Blob, Progress, ZeroWork
 from partsum.shared.moments import part_digest
@@ -62,7 +60,6 @@ def train_zero(
     a = job.assignment
     work = a.zero
     assert work is not None
-    _check_installed()
     with _broken_gangs_in_words(job):
         return _train(task, job, work, folder, on_progress, should_stop, clock)
 
@@ -135,15 +132,6 @@ class Whole:
     def tensors(self) -> dict[str, Tensor]:
         """Gathered from all ranks."""
         return whole_tensors(self.engine.module, self._dtypes)
-
-
-def _check_installed() -> None:
-    if find_spec("deepspeed") is None:
-        raise HandoffError(
-            "this node has no DeepSpeed, which the hand-off over nodes needs: install "
-            "partsum[handoff] on it (scripts/build_deepspeed.sh builds its ops), or set "
-            'handoff.over = "host" in run.toml'
-        )
 
 
 def _place(job: Job) -> Place:

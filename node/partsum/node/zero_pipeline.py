@@ -107,8 +107,10 @@ class Pipeline:
 
 def _module(layers: Sequence[Layer], loss: Any, place: Place) -> Any:
     """DeepSpeed's module: layers are dealt to stages so that each has about as many parameters."""
+    import deepspeed
     from deepspeed.pipe import PipelineModule
 
+    deepspeed.init_distributed(dist_init_required=False)  # it takes torch's world
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it deals, on every node
         return PipelineModule(
             [layer.module for layer in layers],

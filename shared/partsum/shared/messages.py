@@ -72,6 +72,7 @@ class NodeProfile:
     gflops: float  # measured float32 matrix products, 10^9 a second
     task_digest: str
     data_digest: str  # empty: this node has no copy of the data set
+    deepspeed: bool = False  # it is installed here
 
 
 @dataclass(frozen=True)

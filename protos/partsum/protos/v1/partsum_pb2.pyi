@@ -223,11 +223,14 @@ class Ready(google.protobuf.message.Message):
     GFLOPS_FIELD_NUMBER: builtins.int
     TASK_DIGEST_FIELD_NUMBER: builtins.int
     DATA_DIGEST_FIELD_NUMBER: builtins.int
+    DEEPSPEED_FIELD_NUMBER: builtins.int
     device: builtins.str
     memory_bytes: builtins.int
     gflops: builtins.float
     task_digest: builtins.str
     data_digest: builtins.str
+    deepspeed: builtins.bool
+    """it is installed here"""
     def __init__(
         self,
         *,
@@ -236,8 +239,9 @@ class Ready(google.protobuf.message.Message):
         gflops: builtins.float = ...,
         task_digest: builtins.str = ...,
         data_digest: builtins.str = ...,
+        deepspeed: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["data_digest", b"data_digest", "device", b"device", "gflops", b"gflops", "memory_bytes", b"memory_bytes", "task_digest", b"task_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data_digest", b"data_digest", "deepspeed", b"deepspeed", "device", b"device", "gflops", b"gflops", "memory_bytes", b"memory_bytes", "task_digest", b"task_digest"]) -> None: ...
 
 Global___Ready: typing_extensions.TypeAlias = Ready
 
