@@ -130,3 +130,12 @@ def test_when_a_rank_is_killed_the_others_go_on_and_it_is_back_in_the_next_gang(
     cluster.node("b")
     cluster.until("coordinator", "gang r2-g1: a, b, over gloo", 150)
     ends_well(cluster, rounds=2)
+
+
+def test_a_pipeline_over_two_nodes_gives_what_both_together_give(
+    start: Callable[..., Cluster],
+) -> None:
+    cluster = start('how = "pipeline"\nzero_stage = 1\nrounds = 2')
+    piped = ends_well(cluster, rounds=2)
+    assert "without DeepSpeed's moments" not in cluster.log("a") + cluster.log("b")
+    assert piped["final_accuracy"] > 0.85
