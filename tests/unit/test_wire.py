@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tracemalloc
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from partsum.protos.v1 import partsum_pb2 as pb
-from partsum.shared import frames, limits, wire
+from partsum.shared import frames, limits, wire, wire_gang
 from partsum.shared import messages as m
 from partsum.shared.errors import WireError
 from partsum.shared.frames import Frame
@@ -40,6 +41,18 @@ settings = st.builds(
     deterministic=st.booleans(),
     keep_moments=st.booleans(),
 )
+members = st.lists(parts, min_size=1, max_size=4).map(tuple)
+places = members.flatmap(
+    lambda found: st.builds(
+        m.GangPlace,
+        id=names,
+        rank=st.integers(0, len(found) - 1),
+        parts=st.just(found),
+        backend=st.sampled_from(["gloo", "nccl"]),
+        secret=names,
+        timeout_seconds=sizes,
+    )
+)
 assignments = st.builds(
     m.Assignment,
     id=names,
@@ -55,6 +68,7 @@ assignments = st.builds(
     progress=st.tuples(shares, shares).map(lambda pair: (min(pair), max(pair))),
     settings=settings,
     ahead_to=st.sampled_from([0.0, 1.0]),
+    gang=st.none() | places,
 )
 updates = st.builds(
     m.Update,
@@ -73,7 +87,9 @@ states = st.sampled_from(["loading", "idle", "receiving", "training", "sending",
 nodes = st.builds(
     m.NodeStatus, names, states, names, st.integers(-1, 99), floats, floats, floats, longs, longs
 )
-phases = st.sampled_from(["waiting", "parts", "handoff", "finished", "stopped", "failed"])
+phases = st.sampled_from(
+    ["waiting", "parts", "cotrain", "handoff", "finished", "stopped", "failed"]
+)
 statuses = st.builds(
     m.RunStatus,
     run=names,
@@ -363,3 +379,29 @@ def test_a_parts_gates_cross_the_wire_and_are_held_to_limits() -> None:
         wire.part_from_wire(many)
     with pytest.raises(WireError, match="a gate's name"):
         wire.part_from_wire(pb.Part(gates={"g" * (limits.NAME_CHARACTERS + 1): False}))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rank": 2}, "a rank is 2, which is not between 0 and 1"),
+        ({"backend": 9}, "backend 9 of a gang is not known"),
+        ({"timeout_seconds": math.nan}, "timeout_seconds is nan"),
+        ({"secret": "x" * 300}, "a gang's secret has 300 characters"),
+    ],
+)
+def test_a_place_that_no_gang_has_is_refused(change: dict[str, object], said: str) -> None:
+    place = m.GangPlace("g", 0, (m.Part(), m.Part()), "gloo", "s", 1.0)
+    sent = wire_gang.place_to_wire(place)
+    for name, value in change.items():
+        setattr(sent, name, value)
+    with pytest.raises(WireError, match=re.escape(said)):
+        wire_gang.place_from_wire(sent)
+
+
+def test_a_gang_has_members_and_not_too_many() -> None:
+    with pytest.raises(WireError, match="the number of a gang's members is 0"):
+        wire_gang.place_from_wire(pb.GangPlace())
+    crowd = pb.GangPlace(parts=[pb.Part()] * (limits.MEMBERS + 1))
+    with pytest.raises(WireError, match="the number of a gang's members is 1025"):
+        wire_gang.place_from_wire(crowd)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
@@ -39,14 +42,44 @@ def show_search_plan(
     samples = num_samples(train) // (1 if asked.data == "same" else config.parts.count)
     each = config.parts.local_epochs * samples
     sizes = rung_sizes(config, base)
-    mean = sum(cost.flops_per_sample for cost in costs.values()) / len(costs)
+    team = team_cost(config, samples, max(cost.state_bytes for cost in costs.values()))
     if as_json:
         found = {bits: _figures(cost, each) for bits, cost in costs.items()}
         said = {"gates": gates, "rounds": sizes, "structures": found}
-        print(json.dumps({**said, "flops": sum(sizes) * each * mean}, indent=2))
+        after = {"cotrain": vars(team)} if config.cotrain.rounds else {}
+        print(json.dumps({**said, **after, "flops": _flops(sizes, costs, each)}, indent=2))
     else:
-        _print(config, gates, sizes, costs, each, sum(sizes) * each * mean)
+        _print(config, gates, sizes, costs, each, team)
     return EXIT_OK
+
+
+@dataclass(frozen=True)
+class TeamCost:
+    """What one member of a gang does in a round of co-training."""
+
+    samples: int
+    steps: int
+    step_bytes: int
+    """Sent, and received, in a step at most: a ring all-reduce of the dense model's gradient."""
+
+
+def team_cost(config: RunConfig, samples: int, dense_bytes: int) -> TeamCost:
+    """Of all training samples, and of a dense model that large."""
+    members, asked = config.cotrain.structures, config.cotrain
+    each = max(1, math.ceil(asked.local_epochs * samples / members))
+    steps = math.ceil(each / config.training.batch_size)
+    return TeamCost(each, steps, 2 * (members - 1) * dense_bytes // members)
+
+
+def team_text(config: RunConfig, cost: TeamCost) -> str:
+    """The same for a person."""
+    round_bytes = bytes_text(cost.steps * cost.step_bytes)
+    return (
+        f"then co-training: {config.cotrain.rounds} rounds of the best {config.cotrain.structures} "
+        f"structures in a gang, a node each; {cost.samples:,} samples in {cost.steps:,} steps a "
+        f"round; nodes send each other at most {bytes_text(cost.step_bytes)} a step, "
+        f"{round_bytes} a round"
+    )
 
 
 def _figures(cost: Cost, samples: float) -> dict[str, float]:
@@ -58,13 +91,19 @@ def _figures(cost: Cost, samples: float) -> dict[str, float]:
     }
 
 
+def _flops(sizes: Sequence[int], costs: Mapping[str, Cost], samples: float) -> float:
+    """Of a search whose rounds train so many structures; each costs their mean."""
+    mean = sum(cost.flops_per_sample for cost in costs.values()) / len(costs)
+    return sum(sizes) * samples * mean
+
+
 def _print(
     config: RunConfig,
     gates: tuple[str, ...],
     sizes: list[int],
     costs: dict[str, Cost],
     samples: float,
-    flops: float,
+    team: TeamCost,
 ) -> None:
     console = Console()
     console.print(f"[bold]{config.name}[/bold]: {config.task.name}, a search over structures")
@@ -92,10 +131,14 @@ def _print(
             bytes_text(cost.memory_bytes),
         )
     console.print(table)
+    if config.cotrain.rounds:
+        console.print(team_text(config, team))
     for sentence in advise(config):
         console.print(f"warning: {sentence}", style="yellow")
+    flops = _flops(sizes, costs, samples)
+    each = gflop_text(flops / config.parts.count)
     console.print(
-        f"about {gflop_text(flops)} GFLOP in all, {gflop_text(flops / config.parts.count)} for "
+        f"about {gflop_text(flops)} GFLOP for the search, {each} for "
         f"each of {config.parts.count} nodes; FLOPs, memory and bytes are estimates",
         style="dim",
     )

@@ -87,4 +87,6 @@ def _search_share(config: RunConfig, base: Base, train: Samples) -> float:
     full = part_cost(base.shape, base.widths, WHOLE, base.task, train, batch).flops_per_sample
     seen = total if config.structures.data == "same" else total // parts.count
     local = round(sum(rung_sizes(config, base)) * parts.local_epochs * seen / parts.count)
+    cotrain = config.cotrain
+    local += round(cotrain.rounds * cotrain.local_epochs * total / cotrain.structures)
     return parts_share(full, full, local, config.handoff.epochs * total, parts.count)
