@@ -15,7 +15,7 @@ from partsum.coordinator.intake import Intake
 from partsum.coordinator.jobs import alive
 from partsum.coordinator.metrics import Metrics
 from partsum.coordinator.phases import phase_of, total_rounds
-from partsum.coordinator.reasons import why_failed
+from partsum.coordinator.reasons import why_failed, why_partial
 from partsum.coordinator.registry import Registry
 from partsum.coordinator.rounds import RoundMachine
 from partsum.coordinator.run import Run
@@ -215,9 +215,7 @@ class CoordinatorDaemon:
             return
         self.desk.meter.committed(open_round.plan, result)
         if missing:
-            names = ", ".join(map(str, missing))
-            number = open_round.plan.round + 1
-            text = f"round {number} closed without part {names}; until then it was {why}"
+            text = why_partial(open_round.plan, missing, why)
             log.warning("%s", text)
             self.run.store.note_event(self.run.clock.now(), "partial", text)
             self.metrics.partial.inc()
