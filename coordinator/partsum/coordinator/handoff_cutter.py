@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ class HandoffCutter(Cutter):
         norm_parts = self._norm_parts(round)
         steps = steps_of(self.config, round, samples, ranks, plan.share, norm_parts)
         clusters, parts = self.write_clusters(), self.parts(plan, round)
+        holders = self._holders(plan, parts, round)
         planned = tuple(
             PlannedPart(
                 part=part,
@@ -38,11 +39,22 @@ class HandoffCutter(Cutter):
                 cluster=blob_of(clusters[self.cluster_of(round, k)]),
                 first_sample=steps.first * steps.batch,
                 num_samples=steps.count * steps.batch,
-                holder=self._holder(plan, part, round, k),
+                holder=holders[k],
             )
             for k, (part, start) in enumerate(zip(parts, self._starts(parts, round), strict=True))
         )
         return RoundPlan(round, base_name(round), planned, _progress(steps), handoff=steps)
+
+    def _holders(self, plan: Workplan, parts: Sequence[Part], round: int) -> list[str]:
+        """Whom each part suits: who had it last, but no node has two of them.
+
+        Else a node that once stood in for another would keep that one's part, and the other idle.
+        """
+        holders: list[str] = []
+        for k, part in enumerate(parts):
+            node = self._holder(plan, part, round, k)
+            holders.append("" if node in holders else node)
+        return holders
 
     def _norm_parts(self, round: int) -> list[Part]:
         """Whose slices layer norms keep to, for the whole of the hand-off."""
