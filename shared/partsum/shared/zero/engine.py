@@ -68,7 +68,7 @@ def start_engine(model: nn.Module, settings: DeepSpeedSettings, place: Place) ->
 
     _check_ops(settings, place.on_gpu)
     # One word for each rank about what DeepSpeed is to call otherwise, which nobody here can mend.
-    warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", r".torch\.distributed\.\w+. is deprecated", FutureWarning)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine: Engine
     engine, *_ = deepspeed.initialize(
