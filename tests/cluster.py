@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import select
 import signal
@@ -104,11 +105,13 @@ class Cluster:
         said = json.loads(line)
         self.address, self.run = said["address"], Path(said["folder"])
 
-    def node(self, name: str, address: str = "", folder: Path | None = None) -> None:
-        """Start a node, where given in another working folder."""
+    def node(
+        self, name: str, address: str = "", folder: Path | None = None, metrics: str = "off"
+    ) -> None:
+        """Start a node, where given in another working folder; ``metrics`` is its port."""
         arguments = ["node", "--coordinator", address or self.address, "--name", name]
         arguments += ["--state-dir", str(self.folder / name), "--device", "cpu"]
-        self.start(name, [*arguments, "--threads", "1", "--metrics-port", "off"], folder=folder)
+        self.start(name, [*arguments, "--threads", "1", "--metrics-port", metrics], folder=folder)
 
     def start(
         self,
@@ -187,6 +190,13 @@ class Cluster:
             return time.monotonic() - begun
 
         return until
+
+    def metrics_port(self, name: str) -> int:
+        """Where a process serves its metrics, once it has said so."""
+        self.until(name, "/metrics\n")
+        found = re.search(r"metrics on http://127\.0\.0\.1:(\d+)/metrics", self.log(name))
+        assert found, self.log(name)
+        return int(found[1])
 
     def summary(self) -> dict[str, object]:
         """The run's summary.json."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ Make = Callable[..., "Cluster"]
 def test_a_run_from_parts_to_hand_off_leaves_everything_a_user_needs(make_cluster: Make) -> None:
     cluster = make_cluster(handoff=True, rounds=2, local_epochs=4.0)
     cluster.coordinator()
-    metrics_port = _metrics_port(cluster)
+    metrics_port = cluster.metrics_port("coordinator")
     with grpc.insecure_channel(cluster.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
@@ -40,6 +41,8 @@ def test_a_run_from_parts_to_hand_off_leaves_everything_a_user_needs(make_cluste
         time.sleep(0.05)  # told five times a second
     assert 'partsum_bytes_total{direction="received",node="a"}' in page
     assert "partsum_accuracy " in page
+    assert f'planner="complement",run="{cluster.run.name}",task="partsum.shared.tasks' in page
+    assert _value(page, "partsum_disk_free_bytes") > 0
     assert _get(metrics_port, "/healthz").startswith("handoff")
     assert cluster.wait("coordinator") == 0
     assert cluster.wait("a") == 0
@@ -52,6 +55,7 @@ def test_a_run_from_parts_to_hand_off_leaves_everything_a_user_needs(make_cluste
     assert summary["phases"][0]["rounds"] == 2
     assert summary["phases"][0]["bytes_received"] > 2 * 2 * 4 * min(summary["part_parameters"])
     assert sum(summary["part_fractions"]) == pytest.approx(1)
+    assert _value(page, "partsum_full_model_bytes_total") == summary["full_model_bytes"]
     assert summary["final_accuracy"] > 0.5
     assert summary["peak_rss_bytes"] > 10**7
     assert (cluster.run / "report.html").read_text().startswith("<!doctype html>")
@@ -63,6 +67,11 @@ def test_a_run_from_parts_to_hand_off_leaves_everything_a_user_needs(make_cluste
     inputs, targets = gather(validation, torch.arange(num_samples(validation)))
     right = (model.eval()(inputs).argmax(1) == targets).float().mean()
     assert float(right) == pytest.approx(summary["final_accuracy"], abs=1e-3)
+
+
+def _value(page: str, metric: str) -> float:
+    (found,) = re.findall(rf"^{metric} (\S+)$", page, re.MULTILINE)
+    return float(found)
 
 
 def test_a_killed_nodes_part_is_taken_over_and_the_round_goes_on(make_cluster: Make) -> None:
@@ -135,15 +144,6 @@ def _partsum(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         command, cwd=cluster.folder, capture_output=True, text=True, timeout=60, check=False
     )
-
-
-def _metrics_port(cluster: Cluster) -> int:
-    for _ in range(100):
-        for line in cluster.log("coordinator").splitlines():
-            if "metrics on http://127.0.0.1:" in line:
-                return int(line.rpartition(":")[2].partition("/")[0])
-        time.sleep(0.05)
-    raise AssertionError("no metrics port was announced")
 
 
 def _get(port: int, path: str) -> str:

@@ -184,7 +184,7 @@ class Daemon:
     def __init__(self, folder: Path, port: int) -> None:
         rng = random.Random(0)
         self.state = NodeState(folder)
-        self.metrics = NodeMetrics()
+        self.metrics = NodeMetrics(folder)
         self.worker = WorkerProcess(
             functools.partial(serve, settings=WorkerSettings("cpu", threads=1)),
             rng,
@@ -234,12 +234,16 @@ def test_a_node_joins_trains_goes_on_after_broken_transfers_and_ends_when_told(
             assert ready.data_digest
             assert ready.memory_bytes > 0
             assert ready.gflops > 0
+            known = {"node": "n1", "device": ready.device, "version": hello.version}
+            assert daemon.metric("info", **known) == 1
+            assert daemon.metric("disk_free_bytes") > 0
             await peer.hear("heartbeat")
             whole = assignment(part=Part({}), num_samples=32)
             peer.cut_push_at = 3 << 20
             peer.assign(whole)
             first = await peer.hear("update")
             assert peer.offsets == [0, 3 << 20]
+            assert daemon.metric("retries_total", why="broken") == 1
 
             # Round 1 starts from the update, which is here: nothing is pulled but what is new.
             peer.pulled.clear()
@@ -288,6 +292,7 @@ def test_training_goes_on_while_the_coordinator_restarts_and_is_not_done_twice(
             update = await peer.hear("update")
             assert update.num_samples == 40_000
             assert daemon.metric("samples_total") == 40_000
+            assert daemon.metric("dials_total") >= 2
             assert daemon.metric("train_seconds_count") == 1
 
             # It is finished: asked again, the node offers what it has.

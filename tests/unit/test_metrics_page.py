@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -12,10 +14,14 @@ from typing import get_args
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from partsum.coordinator.metrics import PHASES, Metrics
+from partsum.coordinator.handoff import HandoffProgress
+from partsum.coordinator.metrics import PHASES, STAGES, Metrics
+from partsum.coordinator.records import RoundResult
 from partsum.coordinator.registry import Node, State
-from partsum.shared.errors import PartsumError
+from partsum.shared.errors import REFUSALS, PartsumError
+from partsum.shared.messages import Progress
 from partsum.shared.metrics import MetricsServer
+from partsum.shared.task import Scores
 
 Health = Callable[[], tuple[bool, str]]
 
@@ -139,6 +145,64 @@ def test_every_metric_has_our_prefix_a_unit_where_it_has_one_and_says_what_it_is
         assert family.name.startswith("partsum_"), family.name
         assert family.documentation, family.name
         assert "_ms" not in family.name
+
+
+def test_nothing_has_counted_before_the_first_time_and_an_unknown_loss_is_not_0(
+    metrics: Metrics,
+) -> None:
+    """Prometheus sees no increase in a counter that begins at 1."""
+    metrics.welcome("a")
+    for name, labels in (
+        ("partsum_updates_total", {"node": "a"}),
+        ("partsum_assignments_failed_total", {"node": "a"}),
+        *(("partsum_updates_refused_total", {"reason": kind}) for kind in REFUSALS),
+        *(("partsum_losses_not_finite_total", {"of": of}) for of in ("base", "node", "handoff")),
+        *(("partsum_round_stage_seconds_count", {"stage": stage}) for stage in STAGES),
+    ):
+        assert sample(metrics, name, **labels) == 0, (name, labels)
+    for name in ("loss", "accuracy", "handoff_loss", "structure_best"):
+        value = sample(metrics, f"partsum_{name}")
+        assert value is not None
+        assert math.isnan(value), name
+
+
+def test_losses_that_are_not_finite_are_counted_by_whose_they_are(metrics: Metrics) -> None:
+    fine = Scores(0.5, 0.9)
+    wild = Scores(math.inf, math.nan)
+
+    def counted() -> list[float | None]:
+        name = "partsum_losses_not_finite_total"
+        return [sample(metrics, name, of=of) for of in ("base", "node", "handoff")]
+
+    metrics.closed_round(RoundResult.scored("base-1", "d", fine, ()), 2.0)
+    metrics.trains("a", Progress("r0-p0", 10, 0.7, 100.0))
+    metrics.show_handoff(HandoffProgress(1, 9, 0.7, fine, 100.0, 1 << 20))
+    assert counted() == [0, 0, 0]
+    metrics.closed_round(RoundResult.scored("base-2", "d", None, ()), 2.0)  # not evaluated
+    assert counted() == [0, 0, 0]
+    metrics.closed_round(RoundResult.scored("base-3", "d", wild, ()), 2.0)
+    metrics.trains("a", Progress("r0-p0", 20, math.nan, 100.0))
+    assert counted() == [1, 1, 0]
+    metrics.show_handoff(HandoffProgress(2, 9, 0.7, wild, 100.0, 1 << 20))
+    assert counted() == [1, 1, 1]
+    assert sample(metrics, "partsum_loss") == math.inf
+
+
+def test_whatever_gets_a_run_further_moves_its_time_and_before_the_first_step_there_is_no_loss(
+    metrics: Metrics,
+) -> None:
+    begun = time.time()
+    steps: tuple[Callable[[], None], ...] = (
+        lambda: metrics.trains("a", Progress("r0-p0", 10, 0.7, 100.0)),
+        lambda: metrics.took_update("a"),
+        lambda: metrics.closed_round(RoundResult.scored("base-1", "d", None, ()), 2.0),
+        lambda: metrics.show_handoff(HandoffProgress(0, 9, 2.3, None, 0.0, 1 << 20)),
+    )
+    for step in steps:
+        metrics.progressed.set(0)
+        step()
+        assert begun <= (sample(metrics, "partsum_progress_timestamp_seconds") or 0) <= time.time()
+    assert math.isnan(sample(metrics, "partsum_handoff_loss") or 0)
 
 
 def test_memory_is_measured_when_it_is_asked_for(metrics: Metrics) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from partsum.coordinator.leaderboard import Candidate, Leaderboard, Score
 from partsum.coordinator.metrics import Metrics
 from partsum.coordinator.report_structures import structures_section
+from partsum.coordinator.run_figures import structure_figures
 from partsum.coordinator.standings import final_standings, render_standings, standings_of
 from partsum.coordinator.summary_structures import search_summary
 from partsum.shared import wire
@@ -94,3 +95,18 @@ def test_metrics_tell_how_many_structures_are_left_and_the_best_score() -> None:
     value = metrics.registry.get_sample_value
     assert value("partsum_structures") == 4
     assert value("partsum_structure_best") == 0.8
+
+
+def test_metrics_tell_how_the_first_places_do_and_no_more_of_them() -> None:
+    many = tuple(
+        Candidate(f"{n:04b}", 10 + n, 20, "", (Score(0, float(n), 0.5, 1e-3),)) for n in range(16)
+    )
+    board = Leaderboard(("a", "b", "c", "d"), many)
+    by_name = {metric.name: metric.samples for metric in structure_figures(board)}
+    losses = by_name["partsum_structure_loss"]
+    assert [one.labels["structure"] for one in losses] == [one.bits for one in many[:10]]
+    assert [one.value for one in losses] == [float(n) for n in range(10)]
+    assert by_name["partsum_structure_parameters"][3].value == 13
+    diverged = Leaderboard(("a",), (Candidate("0", 1, 1, "", (Score(0, None, None, 0.1),)),))
+    (loss,) = structure_figures(diverged)[1].samples
+    assert math.isnan(loss.value)

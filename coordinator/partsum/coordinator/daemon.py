@@ -42,7 +42,7 @@ class CoordinatorDaemon:
     def __init__(self, run: Run, address: str) -> None:
         self.run = run
         registry = Registry(run.store.nodes())
-        self.metrics = Metrics(registry)
+        self.metrics = Metrics(registry, run)
         self.outcome: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
         self._machine = RoundMachine(
             round_settings(run.config), run.next_round, time.monotonic(), registry.benched()
@@ -65,6 +65,8 @@ class CoordinatorDaemon:
     def start(self) -> None:
         """Begin to decide; call once the door is open."""
         self.metrics.rounds.set(total_rounds(self.run.config))
+        self.metrics.show_scores(self.run.loss, self.run.accuracy)
+        self.metrics.got_further()
         self._decide(e.Tick())
         self._spawn(self.desk.watch_heartbeats())
 
@@ -223,14 +225,12 @@ class CoordinatorDaemon:
             log.info("privacy: epsilon %.3g at delta %g", spent, self.run.config.privacy.delta)
             self.metrics.epsilon.set(spent)
         self._show_scores(f"base {self.run.next_round}", result.loss, result.accuracy)
-        for stage, seconds in result.stage_seconds.items():
-            self.metrics.stage_seconds.labels(stage).observe(seconds)
-        self.metrics.merge_seconds.set(result.stage_seconds.get("merge", 0.0))
-        self.metrics.round_seconds.observe(self.run.clock.now() - self.run.opened)
+        self.metrics.closed_round(result, self.run.clock.now() - self.run.opened)
         self.run.store.note_nodes(self.desk.registry.memories())
         self._decide(e.Merged())
 
     async def _hand_off(self) -> None:
+        self.metrics.got_further()
         await hand_over(self.run, self.desk.registry.totals(), self._show_handoff)
         self._show_scores("the final model", self.run.loss, self.run.accuracy)
         self._decide(e.HandoffDone())
@@ -240,12 +240,12 @@ class CoordinatorDaemon:
             return
         shown = float("nan") if accuracy is None else accuracy
         log.info("%s: loss %.4f, accuracy %.4f", of, loss, shown)
-        self.metrics.loss.set(loss)
-        self.metrics.accuracy.set(shown)
+        self.metrics.show_scores(loss, shown)
 
     def _show_handoff(self) -> None:
-        if self.run.handoff_progress is not None:
-            self.metrics.show_handoff(self.run.handoff_progress)
+        progress = self.run.handoff_progress
+        if progress is not None:
+            self.metrics.show_handoff(progress)
         self._publish()
 
     # -- what operators see -----------------------------------------------------------------------

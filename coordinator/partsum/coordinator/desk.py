@@ -176,6 +176,7 @@ class NodeDesk:
             stream_samples=config.data.stream,
         )
         session.send(pb.ControlResponse(welcome=welcome))
+        self._metrics.welcome(node.name)
         log.info("node %s connected", node.name)
         self.changed()
         return node, session
@@ -210,8 +211,7 @@ class NodeDesk:
         if self.round is None or progress.assignment_id != self.round.assignment_id(node.part):
             return
         node.state, node.progress = "training", progress
-        self._metrics.speed.labels(node.name).set(progress.samples_per_second)
-        self._metrics.train_loss.labels(node.name).set(progress.loss)
+        self._metrics.trains(node.name, progress)
         self.meter.hear(self.round.plan, node.part, progress)
         self.changed()
 

@@ -63,6 +63,4 @@ class HandoffMeter:
 
     def _show(self, progress: HandoffProgress) -> None:
         self._run.handoff_progress = progress
-        self._metrics.handoff_step.set(progress.step)
-        self._metrics.handoff_loss.set(progress.loss)
-        self._metrics.handoff_speed.set(progress.samples_per_second)
+        self._metrics.show_handoff(progress)

@@ -159,7 +159,7 @@ class Intake:
         node.updates += 1
         node.speed = update.samples_per_second
         node.peak_memory_bytes = max(node.peak_memory_bytes, update.peak_memory_bytes)
-        self._metrics.updates.labels(node.name).inc()
+        self._metrics.took_update(node.name)
         if node.part in {-1, update.part_index}:
             node.rest()
         self._decide(e.UpdateIn(node.name, update.part_index))

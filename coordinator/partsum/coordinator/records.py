@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from partsum.shared.messages import Blob, Delta, Part, Update
+
+if TYPE_CHECKING:
+    from partsum.shared.task import Scores
+
+
+def finite(value: float) -> float | None:
+    """Nothing, for a task without a metric or a base that has diverged: the journal is JSON."""
+    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,17 @@ class RoundResult:
     accuracy: float | None
     missing: tuple[int, ...]
     stage_seconds: Mapping[str, float]
+    diverged: bool = False  # it was evaluated, and its loss is not finite
+
+    @classmethod
+    def scored(
+        cls, base: str, digest: str, scores: Scores | None, missing: tuple[int, ...]
+    ) -> RoundResult:
+        """Of a base with these scores, where it was evaluated; its stages are timed elsewhere."""
+        loss = finite(scores.loss) if scores else None
+        accuracy = finite(scores.accuracy) if scores else None
+        diverged = scores is not None and loss is None
+        return cls(base, digest, loss, accuracy, missing, {}, diverged)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from partsum.coordinator.leaderboard import Candidate, Leaderboard, Score
 from partsum.coordinator.merge import AVERAGE, Contribution, merge_files
 from partsum.coordinator.phases import handoff_rounds
 from partsum.coordinator.planner.structures import Newcomer
-from partsum.coordinator.records import Received, RoundPlan, RoundResult
+from partsum.coordinator.records import Received, RoundPlan, RoundResult, finite
 from partsum.coordinator.search import Search
 from partsum.coordinator.search_cutter import SearchCutter
-from partsum.coordinator.workshop import Workshop, finite
+from partsum.coordinator.workshop import Workshop
 from partsum.shared.files import sync_folder
 from partsum.shared.messages import Update
 from partsum.shared.task import Samples, Scores, num_samples
@@ -69,14 +69,8 @@ class SearchWorkshop(Workshop):
         digest: str,
         scores: Scores | None,
     ) -> RoundResult:
-        return RoundResult(
-            base=out.name,
-            digest=digest,
-            loss=finite(scores.loss) if scores else None,
-            accuracy=finite(scores.accuracy) if scores else None,
-            missing=tuple(k for k in range(len(plan.parts)) if k not in received),
-            stage_seconds={},
-        )
+        absent = tuple(k for k in range(len(plan.parts)) if k not in received)
+        return RoundResult.scored(out.name, digest, scores, absent)
 
     def _scored(self, plan: RoundPlan, received: Mapping[int, Received]) -> Leaderboard:
         """The leaderboard with the round's structures and their scores."""

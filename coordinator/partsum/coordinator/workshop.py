@@ -7,7 +7,6 @@ here knows a socket or a clock but for the stage timer that it is given.
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -102,15 +101,7 @@ class Workshop:
                 release_memory()  # before the model for evaluation comes on top
             with stages.timing("evaluate"):
                 scores = self._evaluate(plan, shares, out)
-        result = RoundResult(
-            base=out.name,
-            digest=digest,
-            loss=finite(scores.loss) if scores else None,
-            accuracy=finite(scores.accuracy) if scores else None,
-            missing=missing,
-            stage_seconds={},
-        )
-        return result, facts
+        return RoundResult.scored(out.name, digest, scores, missing), facts
 
     def board(self) -> Leaderboard | None:
         """Of a search over structures, as of the last committed round; None in other runs."""
@@ -293,8 +284,3 @@ class Workshop:
         if self.block:  # at every merge: what it finds would show nowhere else
             assert_merge(self.base, model, list(shares.values()), self.validation)
         return self.base.scores(model, self.validation) if wanted else None
-
-
-def finite(value: float) -> float | None:
-    """Nothing, for a task without a metric or a base that has diverged: the journal is JSON."""
-    return value if math.isfinite(value) else None

@@ -265,8 +265,10 @@ class Assignments:
                 return await transfer()
             except UnreachableError as error:
                 log.info("a transfer broke off: %s; it will go on", error)
+                self._metrics.retries.labels("broken").inc()
             except (RefusedError, WireError):
                 refusals += 1
                 if refusals == _TRIES:
                     raise
+                self._metrics.retries.labels("refused").inc()
             await backoff.wait()

@@ -142,8 +142,8 @@ async def _live(options: argparse.Namespace) -> int:
     from partsum.node.metrics import NodeMetrics
     from partsum.node.state import NodeState
 
-    metrics = NodeMetrics()
     state = NodeState(options.state_dir)
+    metrics = NodeMetrics(state.folder)
     # Jitter is all that it is for; two nodes must not draw the same.
     rng = random.Random(state.instance)
     node, worker = _assemble(options, state, metrics, rng)

@@ -87,6 +87,7 @@ class Node:
         )
         self._side_tasks: set[asyncio.Task[None]] = set()  # of the connection
         self._next_complaint = 0.0
+        metrics.show_node(name)
 
     def health(self) -> tuple[bool, str]:
         """Whether the coordinator has this node, and a sentence; safe from any thread."""
@@ -132,6 +133,7 @@ class Node:
         backoff = Backoff(self._rng)
         while not self._ended.done():
             try:
+                self._metrics.dials.inc()
                 await self._client.dial()
                 await self._converse(backoff)
                 self._complain("the coordinator hung up")
@@ -233,6 +235,7 @@ class Node:
         if self._profile and self._profile.task_digest != profile.task_digest:
             self._assignments.cancel("", "the coordinator has another task now")
         self._profile = profile
+        self._metrics.show_node(self._name, profile.device)
         self._say(control.ready(profile))
         self._joined.set()
         self._show("idle")

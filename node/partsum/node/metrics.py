@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+from importlib import metadata
+from pathlib import Path
+
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
 
 STATES = ["connecting", "loading", "idle", "receiving", "training", "sending"]
+OUTCOMES = ["accepted", "refused", "unwanted", "failed", "cancelled"]
 
 
 class NodeMetrics:
-    """The node's metrics, in a registry of their own."""
+    """The node's metrics, in a registry of their own.
 
-    def __init__(self) -> None:
+    Every label that a counter can have is there from the start: Prometheus sees no increase in what
+    begins at 1. ``folder`` is the node's own, on the disk whose room is told.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
         self.registry = r = CollectorRegistry()
+        self.info = Gauge(
+            "partsum_node_info",
+            "1; its labels say which node this is, and on what.",
+            ["node", "device", "version"],
+            registry=r,
+        )
         self.state = Enum("partsum_node_state", "What the node does.", states=STATES, registry=r)
         self.connected = Gauge(
             "partsum_node_connected", "1 while the coordinator has welcomed the node.", registry=r
@@ -31,7 +47,7 @@ class NodeMetrics:
         )
         self.assignments = Counter(
             "partsum_node_assignments",
-            "Assignments by outcome: accepted, refused, unwanted, failed, cancelled.",
+            f"Assignments by outcome: {', '.join(OUTCOMES)}.",
             ["outcome"],
             registry=r,
         )
@@ -39,6 +55,15 @@ class NodeMetrics:
             "partsum_node_bytes",
             "Blob bytes by direction: received, sent.",
             ["direction"],
+            registry=r,
+        )
+        self.dials = Counter(
+            "partsum_node_dials", "Times that the node has dialled the coordinator.", registry=r
+        )
+        self.retries = Counter(
+            "partsum_node_retries",
+            "Transfers begun again, by why: broken, refused.",
+            ["why"],
             registry=r,
         )
         self.train_seconds = Histogram(
@@ -61,6 +86,31 @@ class NodeMetrics:
         self.worker_restarts = Counter(
             "partsum_node_worker_restarts", "Workers that died and were replaced.", registry=r
         )
+        self.disk_free = Gauge(
+            "partsum_node_disk_free_bytes", "Room on the disk of the node's folder.", registry=r
+        )
+        if folder is not None:
+            self.disk_free.set_function(lambda: _free_bytes(folder))
+        self.loss.set(math.nan)  # not known yet, which is not 0
+        for counter, labels in (
+            (self.assignments, OUTCOMES),
+            (self.bytes, ["received", "sent"]),
+            (self.retries, ["broken", "refused"]),
+        ):
+            for label in labels:
+                counter.labels(label)
+
+    def show_node(self, name: str, device: str = "") -> None:
+        """Which node this is; its device is known once its worker has started."""
+        self.info.clear()
+        self.info.labels(name, device, metadata.version("partsum")).set(1)
+
+
+def _free_bytes(folder: Path) -> float:
+    try:
+        return float(shutil.disk_usage(folder).free)
+    except OSError:  # the folder is gone, and the node says so itself
+        return math.nan
 
 
 def _resident_memory_bytes() -> float:

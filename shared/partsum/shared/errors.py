@@ -53,15 +53,22 @@ class WireError(PartsumError):
     """Bytes that are not what was announced."""
 
 
+REFUSALS = (
+    *("shape", "dtype", "missing", "extra", "damaged", "not_finite", "integers"),
+    *("base", "samples", "size", "norm", "encoding", "not_evaluated"),
+)
+"""Kinds of reasons to refuse an update."""
+
+
 class UpdateRefusedError(PartsumError):
     """An update that must not be merged.
 
-    ``kind`` is the metric label: shape, dtype, missing, extra, damaged, not_finite, base,
-    samples, size, norm, encoding, not_evaluated.
+    ``kind`` is the metric label, one of `REFUSALS`.
     """
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
+        assert kind in REFUSALS, kind
         self.kind = kind
 
 

@@ -21,11 +21,11 @@ from partsum.coordinator.cost import Cost, part_cost
 from partsum.coordinator.cutter import base_name
 from partsum.coordinator.first_base import FirstBase
 from partsum.coordinator.planner.sweep import Cell
-from partsum.coordinator.records import RoundPlan, RoundResult
+from partsum.coordinator.records import RoundPlan, RoundResult, finite
 from partsum.coordinator.store import Store
 from partsum.coordinator.study.cutter import StudyCutter
 from partsum.coordinator.study.results import Row, from_json, in_order, to_json
-from partsum.coordinator.workshop import Workshop, finite
+from partsum.coordinator.workshop import Workshop
 from partsum.shared.config import RunConfig
 from partsum.shared.errors import ConfigError, PartsumError, UpdateRefusedError, WireError
 from partsum.shared.files import file_digest
