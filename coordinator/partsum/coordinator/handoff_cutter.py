@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -43,7 +44,15 @@ class HandoffCutter(Cutter):
             )
             for k, (part, start) in enumerate(zip(parts, self._starts(parts, round), strict=True))
         )
-        return RoundPlan(round, base_name(round), planned, _progress(steps), handoff=steps)
+        apart = self.config.handoff.is_over("apart")
+        return RoundPlan(
+            round,
+            base_name(round),
+            planned,
+            _progress(steps),
+            needed=math.ceil(self.config.rounds.quorum * ranks) if apart else 0,
+            handoff=steps,
+        )
 
     def _holders(self, plan: Workplan, parts: Sequence[Part], round: int) -> list[str]:
         """Whom each part suits: who had it last, but no node has two of them.

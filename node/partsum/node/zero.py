@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -91,11 +91,19 @@ def _train(
         tally = _steps(job, work, trainee, place, on_progress, clock)
         moments.keep(trainee.engine)
         tensors = trainee.tensors()
+        _wait_for_all(place)
     finally:
         trainee.engine.destroy()
         del trainee
         gc.collect()  # the engine holds itself, by its hooks
     return _written(job, tensors, tally) if place.rank == 0 else _followed(job, tally)
+
+
+def _wait_for_all(place: Place) -> None:
+    """A worker that says Done may be ended at once, in the middle of what others still read."""
+    if place.world_size > 1:
+        with suppress(RuntimeError):  # a member that is lost now is missed by the coordinator
+            torch.distributed.barrier()
 
 
 class Trainee(Protocol):

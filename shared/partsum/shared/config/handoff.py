@@ -11,6 +11,8 @@ from partsum.shared.config.section import NotNegative, Positive, Section
 from partsum.shared.config.trust import PrivacyConfig, ServerConfig
 from partsum.shared.config.work import PartsConfig
 
+_OF_THE_HOST = ("local_world_size", "checkpoint_every_steps", "restarts", "evaluations")
+
 
 class HandoffConfig(Section):
     """DeepSpeed's part of the run."""
@@ -114,7 +116,7 @@ def _check_nothing_in_vain(handoff: HandoffConfig) -> None:
         "outer_learning_rate": ("apart", handoff.is_over("apart")),
         "outer_momentum": ("apart", handoff.is_over("apart")),
         "micro_batches": ("pipeline", handoff.is_over("pipeline")),
-        "local_world_size": ("host", not handoff.over_nodes),
+        **dict.fromkeys(_OF_THE_HOST, ("host", not handoff.over_nodes)),
     }
     for key, (way, used) in ways.items():
         if key in handoff.model_fields_set and not used and _differs(handoff, key):
