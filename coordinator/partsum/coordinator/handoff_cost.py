@@ -47,7 +47,8 @@ def handoff_costs(config: RunConfig, base: Base, whole: Cost, train: Samples) ->
     ranks = config.parts.count
     steps = max(1, total_steps(config, num_samples(train)) // config.handoff.rounds)
     state = whole.state_bytes
-    exchanged = 3 if config.handoff.zero_stage == 3 else 2  # gathers and a reduce-scatter
+    # Gathers, and a reduction: over gloo an all-reduce, which moves twice what NCCL's would.
+    exchanged = 4 if config.handoff.zero_stage == 3 else 3
     gradients = exchanged * 4 * whole.parameters * (ranks - 1) // ranks
     costs = [
         HandoffCost("apart", state, int(_ENCODED[config.wire.up] * state), 0),
@@ -57,8 +58,9 @@ def handoff_costs(config: RunConfig, base: Base, whole: Cost, train: Samples) ->
         stream = stream_bytes(base.task.model(), train)
     except HandoffError:
         return costs
-    # Activations one way and gradients the other; at the end its layers go to rank 0.
-    between = 2 * steps * config.handoff.batch_size * stream + state // ranks
+    # A stage in the middle sends activations on and gradients back, one at an end only one of them;
+    # when the round ends its layers go to rank 0.
+    between = (2 if ranks > 2 else 1) * steps * config.handoff.batch_size * stream + state // ranks
     return [*costs, HandoffCost("pipeline", state, state, between)]
 
 
