@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class HandoffCost:
 def check_handoff(config: RunConfig, base: Base, train: Samples) -> None:
     """Raise HandoffError where nodes could not train this model as the config says."""
     if config.handoff.is_over("pipeline"):
-        stream_bytes(base.task.model(), train)
+        stream_bytes(base.task.model(), train, config.parts.count)
 
 
 def handoff_costs(config: RunConfig, base: Base, whole: Cost, train: Samples) -> list[HandoffCost]:
@@ -55,7 +56,7 @@ def handoff_costs(config: RunConfig, base: Base, whole: Cost, train: Samples) ->
         HandoffCost("together", state, state, steps * gradients),
     ]
     try:
-        stream = stream_bytes(base.task.model(), train)
+        stream = stream_bytes(base.task.model(), train, ranks)
     except HandoffError:
         return costs
     # A stage in the middle sends activations on and gradients back, one at an end only one of them;
@@ -64,22 +65,32 @@ def handoff_costs(config: RunConfig, base: Base, whole: Cost, train: Samples) ->
     return [*costs, HandoffCost("pipeline", state, state, between)]
 
 
-def stream_bytes(model: nn.Module, train: Samples) -> int:
-    """Bytes of the largest tensor that one sample's layers hand on.
+def stream_bytes(model: nn.Module, train: Samples, stages: int) -> int:
+    """Bytes of one sample that pass the widest of a pipeline's cuts.
 
-    Raises HandoffError where the model is no chain of layers, or one too short to be cut.
+    Raises HandoffError where the model is no chain of layers, or one too short for so many stages.
     """
     probe, _ = gather(train, torch.arange(min(_PROBE_SAMPLES, num_samples(train))))
     layers = cut_layers(model, probe)
-    if len(layers) < 2:
-        raise HandoffError('handoff.how = "pipeline" needs a model of at least two layers')
+    if len(layers) < stages:
+        raise HandoffError(
+            f'handoff.how = "pipeline" over parts.count = {stages} nodes needs as many layers; '
+            f"this model has {len(layers)}"
+        )
     sizes: list[int] = []
     stream: Tensor = probe
     with torch.no_grad():
-        for layer in layers[:-1]:
+        for layer in layers:
             stream = layer.module(stream)
             sizes.append(stream[0].numel() * stream.element_size())
-    return max(sizes)
+    counts = [sum(p.numel() for p in layer.module.parameters()) for layer in layers]
+    done = list(accumulate(counts))
+    # About where DeepSpeed cuts: each stage has its share of the parameters.
+    cuts = [
+        min(range(len(done) - 1), key=lambda k: abs(done[k] - done[-1] * stage / stages))
+        for stage in range(1, stages)
+    ]
+    return max((sizes[cut] for cut in cuts), default=0)
 
 
 def handoff_sentences(config: RunConfig, costs: list[HandoffCost], samples: int) -> Iterator[str]:
