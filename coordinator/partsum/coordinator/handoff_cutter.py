@@ -12,7 +12,7 @@ from partsum.coordinator.cutter import Cutter, base_name, blob_of
 from partsum.coordinator.handoff_plan import steps_of
 from partsum.coordinator.records import HandoffSteps, PlannedPart, RoundPlan
 from partsum.coordinator.workplan import Workplan
-from partsum.shared.files import write_file
+from partsum.shared.files import file_digest, write_file
 from partsum.shared.part import Part
 from partsum.shared.task import num_samples
 
@@ -20,7 +20,7 @@ from partsum.shared.task import num_samples
 class HandoffCutter(Cutter):
     """Works on one run's store, in worker threads. ``config`` is the rounds' own.
 
-    ``slices`` tells what layer norms kept to in the rounds before.
+    ``norm_slices`` tells what layer norms kept to in the rounds before.
     """
 
     norm_slices: Callable[[RoundPlan | None], list[Part]]
@@ -28,7 +28,7 @@ class HandoffCutter(Cutter):
     def plan_round(self, plan: Workplan, round: int) -> RoundPlan:
         """Say what each node is to do: so many steps, from the base on."""
         ranks, samples = self.config.parts.count, num_samples(self.train)
-        norm_parts = self._norm_parts(round)
+        norm_parts = self.norm_parts(round)
         steps = steps_of(self.config, round, samples, ranks, plan.share, norm_parts)
         clusters, parts = self.write_clusters(), self.parts(plan, round)
         holders = self._holders(plan, parts, round)
@@ -65,7 +65,7 @@ class HandoffCutter(Cutter):
             holders.append("" if node in holders else node)
         return holders
 
-    def _norm_parts(self, round: int) -> list[Part]:
+    def norm_parts(self, round: int) -> list[Part]:
         """Whose slices layer norms keep to, for the whole of the hand-off."""
         if self.config.handoff.norms != "grouped":
             return []
@@ -78,11 +78,16 @@ class HandoffCutter(Cutter):
 
     def cluster_paths(self) -> list[Path]:
         """Where the data lies: a share for each node, or for a gang that shares it, all of it."""
-        handoff = self.config.handoff
-        if handoff.data == "clusters" and handoff.how != "pipeline":
+        if self._own_data:
             return super().cluster_paths()
         folder, count = self.store.folder / "clusters", self._shares
         return [folder / f"h{count}-{k}.i64" for k in range(count)]
+
+    @property
+    def _own_data(self) -> bool:
+        """Whether nodes see the clusters of the parts phase."""
+        handoff = self.config.handoff
+        return handoff.data == "clusters" and handoff.how != "pipeline"
 
     @property
     def _shares(self) -> int:
@@ -101,14 +106,22 @@ class HandoffCutter(Cutter):
         """The same, made from the seed where they are missing."""
         paths = self.cluster_paths()
         if not all(path.exists() for path in paths):
-            rng = np.random.default_rng(self.config.seed)
-            order = rng.permutation(num_samples(self.train))
-            for path, mine in zip(paths, np.array_split(order, len(paths)), strict=True):
+            for path, mine in zip(paths, self._made(len(paths)), strict=True):
                 write_file(path, np.sort(mine).astype("<i8").tobytes())
         return paths
 
+    def _made(self, count: int) -> list[np.ndarray]:
+        if self._own_data:
+            return self.make_clusters()
+        rng = np.random.default_rng(self.config.seed)
+        return list(np.array_split(rng.permutation(num_samples(self.train)), count))
+
     def restore_starts(self, plan: RoundPlan) -> None:
         """After a restart: make again what the folder has lost; the same bytes come out."""
+        for k, path in enumerate(self.cluster_paths()):
+            known = plan.parts[k].cluster.digest
+            if path.exists() and file_digest(path) != known:
+                path.unlink()
         self.write_clusters()
         super().restore_starts(plan)
 

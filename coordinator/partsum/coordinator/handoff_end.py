@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from partsum.coordinator.cutter import base_name
+from partsum.coordinator.handoff_workshop import HandoffWorkshop
 from partsum.coordinator.phases import handoff_rounds
 from partsum.coordinator.run import Run
 from partsum.shared.config import RunConfig
@@ -23,9 +24,11 @@ def score_start(run: Run) -> None:
         return
     loss, accuracy = run.loss, run.accuracy
     if loss is None:  # no round before, or none that was evaluated
-        works = run.workshop_of(handoff_rounds(run.config).start)
-        off = works.config.gates.off
-        model = run.base.model(run.store.base_path(base_name(run.next_round)), (), off)
+        first = handoff_rounds(run.config).start
+        works = run.workshop_of(first)
+        assert isinstance(works, HandoffWorkshop)
+        norm_parts, off = works.cutter.norm_parts(first), works.config.gates.off
+        model = run.base.model(run.store.base_path(base_name(run.next_round)), norm_parts, off)
         scores = run.base.scores(model, run.validation)
         loss, accuracy = scores.loss, scores.accuracy
     found = {"loss": _finite(loss), "accuracy": _finite(accuracy)}
