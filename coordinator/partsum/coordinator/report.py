@@ -146,14 +146,14 @@ def _sizes(summary: Summary) -> tuple[str, str, str]:
 
 def _curves(summary: Summary) -> str:
     bands = _bands(summary)
-    parts = [
-        (r.closed_seconds, [x for x in r.part_losses if x is not None]) for r in summary.rounds
-    ]
+    # The hand-off's points tell of its rounds too, and of more.
+    rounds = [r for r in summary.rounds if r.phase != "handoff"]
+    parts = [(r.closed_seconds, [x for x in r.part_losses if x is not None]) for r in rounds]
     accuracy = [
         Curve(
             "base, on validation data",
             "main",
-            [(r.closed_seconds, r.accuracy) for r in summary.rounds if r.accuracy is not None]
+            [(r.closed_seconds, r.accuracy) for r in rounds if r.accuracy is not None]
             + [(p.seconds, p.accuracy) for p in summary.handoff if p.accuracy is not None],
         )
     ]
@@ -167,7 +167,7 @@ def _curves(summary: Summary) -> str:
         Curve(
             "base, on validation data",
             "main",
-            [(r.closed_seconds, r.loss) for r in summary.rounds if r.loss is not None]
+            [(r.closed_seconds, r.loss) for r in rounds if r.loss is not None]
             + [
                 (p.seconds, p.validation_loss)
                 for p in summary.handoff

@@ -4,6 +4,7 @@ Each field is followed by what it does; docs/configuration.md is generated from 
 """
 
 from partsum.shared.config.gang import CotrainConfig, GangConfig
+from partsum.shared.config.handoff import HandoffConfig
 from partsum.shared.config.outer import OuterConfig
 from partsum.shared.config.regularisation import RegularisationConfig
 from partsum.shared.config.relevance import RelevanceConfig
@@ -18,7 +19,6 @@ from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
 from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import (
     DataConfig,
-    HandoffConfig,
     PartsConfig,
     RoundsConfig,
     TaskConfig,
