@@ -4,6 +4,7 @@
 # make docs   the documentation site, in site/
 # make chaos  random kills, then the bytes are compared (MINUTES=10 KILLS=200 SEED=...)
 # make soak   thousands of rounds with flat memory (MINUTES=30)
+# make test-compose   deploy/docker tried on a Docker engine of its own, where that can be
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,10 +12,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check docs bench chaos soak fuzz clean
+.PHONY: help setup demo test test-compose check docs bench chaos soak fuzz clean
 
 help:
-	@sed -n 's/^# *//p' Makefile | head -6
+	@sed -n 's/^# *//p' Makefile | head -7
 
 setup: $(READY)
 
@@ -39,6 +40,10 @@ test: check
 docs: $(READY)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "Open site/index.html"
+
+# Root, a Docker engine and debootstrap: it says what it lacks, and skips that.
+test-compose: $(READY)
+	$(BIN)/python -m deploy.docker.selftest $(if $(FOLDER),--folder $(FOLDER))
 
 bench: $(READY)
 	$(BIN)/python benchmarks/rounds.py --quick

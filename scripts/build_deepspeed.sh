@@ -10,7 +10,15 @@ readonly version=0.19.8
 : "${VIRTUAL_ENV:?activate the virtual environment first: . .venv/bin/activate}"
 readonly log="$VIRTUAL_ENV/deepspeed-build.log"
 
-if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+# An image is built where no GPU is to be seen: there PARTSUM_DEVICE=cuda says what it is for.
+device=${PARTSUM_DEVICE:-auto}
+case $device in
+    auto | cpu | cuda) ;;
+    *) echo "PARTSUM_DEVICE=$device is none of auto, cpu, cuda" >&2 && exit 2 ;;
+esac
+if [ "$device" = cuda ] || { [ "$device" = auto ] &&
+    python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }; then
+    if [ "$device" = cuda ]; then export DS_ACCELERATOR=cuda; fi
     device="CUDA"
     options=(DS_BUILD_CPU_ADAM=1)
 else
@@ -63,6 +71,7 @@ if ! { env "${options[@]}" DS_ENABLE_NINJA=1 MAX_JOBS="$jobs" \
     pip install --no-cache-dir --no-build-isolation --force-reinstall --no-deps \
     --constraint constraints.txt "deepspeed==$version" &&
     pip install --constraint constraints.txt "deepspeed==$version"; } >"$log" 2>&1; then
+    grep -m 5 'error:' "$log" >&2 || true
     tail -n 20 "$log" >&2
     echo "DeepSpeed could not be built; the whole log is $log" >&2
     exit 1

@@ -30,7 +30,7 @@ from partsum.coordinator.members import (
 from partsum.shared.config import ServerConfig
 from partsum.shared.credentials import Credentials, Role
 from partsum.shared.errors import ConfigError, StateError
-from partsum.shared.files import sync_file, sync_folder
+from partsum.shared.files import open_to_others, sync_file, sync_folder
 
 _SOON_SECONDS = 30 * 86400.0
 _KINDS: dict[str, Kind] = {"tokens": "token", "certificates": "certificate"}
@@ -88,7 +88,7 @@ class AccessFolder:
     def open_to_others(self) -> list[Path]:
         """Its secrets that others on this host can read or change."""
         secret = [self.path, self.path / "authority.key", self.path / "server.key", self._register]
-        return [path for path in secret if path.exists() and path.stat().st_mode & 0o077]
+        return [path for path in secret if path.exists() and open_to_others(path)]
 
     # -- writing ----------------------------------------------------------------------------------
 

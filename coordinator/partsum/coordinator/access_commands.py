@@ -90,7 +90,10 @@ def _add_members(actions: argparse._SubParsersAction[Any], kind: Kind, again: st
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="whose it is; a node joins under this name")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="where to write it (NAME.credentials.toml)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="where to write it (NAME.credentials.toml); - prints it",
     )
     parser.add_argument(
         "--days", type=int, default=_DAYS, metavar="N", help=f"for how long it holds ({_DAYS})"

@@ -4,9 +4,11 @@ back, show who has some."""
 from __future__ import annotations
 
 import secrets
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +21,7 @@ from partsum.shared.errors import EXIT_OK, ConfigError
 
 _SERVER_DAYS = 1825
 _TOKEN_BYTES = 32
+_PRINTED = Path("-")
 _LOCAL = "local"  # the operator on the coordinator's host
 
 
@@ -62,7 +65,7 @@ def give(path: Path, kind: Kind, name: str, role: Role, days: int, out: Path | N
     with folder.changing() as members:
         key, credentials = _make(folder, kind, name, role, now, days)
         members.give(name, role, key)
-        write_secret(target, credentials.text(), fresh=True)
+        _deliver(target, credentials, fresh=True)
     _tell(target, role, key)
     return EXIT_OK
 
@@ -78,9 +81,12 @@ def rotate(
         role = members.role_of(name, kind)
         key, credentials = _make(folder, kind, name, role, now, days)
         members.rotate(name, key, grace_hours * 3600)
-        write_secret(target, credentials.text())
+        _deliver(target, credentials)
     _tell(target, role, key)
-    print(f"The {kind} that {name} had holds for {grace_hours:g} hours more, if it still did.")
+    print(
+        f"The {kind} that {name} had holds for {grace_hours:g} hours more, if it still did.",
+        file=_talk(target),
+    )
     return EXIT_OK
 
 
@@ -115,6 +121,19 @@ def _make(
     return folder.make(kind, name, role, now, days, secrets.token_bytes(_TOKEN_BYTES))
 
 
+def _deliver(target: Path, credentials: Credentials, fresh: bool = False) -> None:
+    """To a file that only its owner can read, or printed: out of a container there is no file."""
+    if target == _PRINTED:
+        print(credentials.text(), end="")
+    else:
+        write_secret(target, credentials.text(), fresh)
+
+
+def _talk(target: Path) -> TextIO:
+    """Where what is said goes: not among the credentials."""
+    return sys.stderr if target == _PRINTED else sys.stdout
+
+
 def _file_of(name: str) -> Path:
     return Path(f"{name}.credentials.toml")
 
@@ -123,13 +142,16 @@ def _day(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"
 
 
-def _tell(path: Path, role: Role, key: Key) -> None:
+def _tell(target: Path, role: Role, key: Key) -> None:
+    file = "FILE" if target == _PRINTED else target.name
     use = (
-        f"partsum node --coordinator HOST:PORT --credentials {path.name}"
+        f"partsum node --coordinator HOST:PORT --credentials {file}"
         if role == "node"
-        else f"partsum run status --coordinator HOST:PORT --credentials {path.name}"
+        else f"partsum run status --coordinator HOST:PORT --credentials {file}"
     )
+    what = "this" if target == _PRINTED else f"wrote {target}, which"
     print(
-        f"wrote {path}, which holds until {_day(key.expires)}. It is secret: move it over a safe "
-        f"channel, leave no copy, and use it with\n  {use}"
+        f"{what} holds until {_day(key.expires)}. It is secret: move it over a safe channel, leave "
+        f"no copy, and use it with\n  {use}",
+        file=_talk(target),
     )

@@ -32,7 +32,7 @@ from partsum.coordinator.trackers.tracking import Tracking, chosen
 from partsum.protos.v1 import partsum_pb2_grpc as rpc
 from partsum.shared.errors import PartsumError
 from partsum.shared.metrics import MetricsServer
-from partsum.shared.transport import SERVER_OPTIONS
+from partsum.shared.transport import SERVER_OPTIONS, in_address
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ async def serve(run: Run, ready: int | None = None) -> Summary:
     few = ("grpc.max_allowed_incoming_connections", connections())
     server = grpc.aio.server(interceptors=[gate], options=[*SERVER_OPTIONS, few])
     try:
-        host = _in_address(config.host)
+        host = in_address(config.host)
         address = f"{host}:{_bind(server, host, config.port, access)}"
         run.store.note(address=address, access=str(access.folder.path) if access else "")
         tracking = Tracking(run, chosen(run.config.trackers))
@@ -88,7 +88,7 @@ async def _serve(
     metrics = MetricsServer(
         daemon.metrics.registry, config.metrics_host, config.metrics_port, daemon.health, live.pages
     )
-    http = f"http://{_in_address(config.metrics_host)}:{metrics.port}"
+    http = f"http://{in_address(config.metrics_host)}:{metrics.port}"
     log.info("run %s in %s", run.folder.name, run.folder)
     log.info("listening on %s; metrics on %s/metrics", address, http)
     log.info("live page on %s/", http)
@@ -118,10 +118,6 @@ def _outcome(state: str) -> Outcome:
     if state == "finished":
         return "finished"
     return "stopped" if state == "stopped" else "failed"
-
-
-def _in_address(host: str) -> str:
-    return f"[{host}]" if ":" in host else host  # IPv6
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int, access: Access | None) -> int:

@@ -49,8 +49,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add(
         "--credentials",
         type=Path,
-        metavar="FILE",
-        help="what `partsum certs node` or `partsum tokens node` wrote, where the coordinator asks",
+        metavar="FILE|DIR",
+        help="what `partsum certs node` or `partsum tokens node` wrote, where the coordinator asks "
+        "for it; of a folder of such files, the first that no other node here uses",
     )
     add("--name", help="this node's name, unique in the run (the credentials', or host and device)")
     add(
@@ -76,8 +77,15 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add(
         "--metrics-port",
         metavar="PORT|off",
-        help="loopback port of /metrics and /healthz; 0 takes a free one "
+        help="port of /metrics and /healthz; 0 takes a free one "
         f"({METRICS_PORT}, or a free one if that is taken)",
+    )
+    add(
+        "--metrics-host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where they listen, for a Prometheus on another host; they ask for no credentials and "
+        "tell no weights (127.0.0.1)",
     )
     add("--verbose", action="store_true", help="log more")
     parser.set_defaults(run=run)
@@ -104,7 +112,11 @@ def _check(options: argparse.Namespace) -> None:
 
     split_address(options.coordinator)
     file = options.credentials
-    options.credentials = load_credentials(file, "node") if file else None
+    options.state = None
+    if file and file.is_dir():
+        _choose(options)
+    else:
+        options.credentials = load_credentials(file, "node") if file else None
     if options.credentials:
         known = options.credentials.name
         if options.name not in {None, known}:
@@ -129,8 +141,26 @@ def _check(options: argparse.Namespace) -> None:
             "and begins with a letter or digit"
         )
     if options.state_dir is None:
-        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-        options.state_dir = Path(home) / "partsum" / options.name
+        options.state_dir = _states() / options.name
+
+
+def _choose(options: argparse.Namespace) -> None:
+    """Take free credentials out of the folder, and their state. Raises ConfigError, StateError."""
+    from partsum.node.identity import take_free
+
+    if options.state_dir is not None:
+        raise ConfigError(
+            f"--state-dir {options.state_dir}: with a folder of credentials each node has a state "
+            f"folder by its name, below {_states()}. Leave --state-dir out, or name one file with "
+            "--credentials"
+        )
+    options.credentials, options.state = take_free(options.credentials, _states(), options.name)
+
+
+def _states() -> Path:
+    """Where nodes that are given no state folder have theirs."""
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "partsum"
 
 
 async def _live(options: argparse.Namespace) -> int:
@@ -142,7 +172,7 @@ async def _live(options: argparse.Namespace) -> int:
     from partsum.node.metrics import NodeMetrics
     from partsum.node.state import NodeState
 
-    state = NodeState(options.state_dir)
+    state = options.state or NodeState(options.state_dir)
     metrics = NodeMetrics(state.folder)
     # Jitter is all that it is for; two nodes must not draw the same.
     rng = random.Random(state.instance)
@@ -170,15 +200,17 @@ def _serve_metrics(options: argparse.Namespace, metrics: NodeMetrics, node: Node
     """Open the HTTP door. Several nodes on one host need no flags: the first has the usual port."""
     from partsum.shared.errors import PartsumError
     from partsum.shared.metrics import MetricsServer
+    from partsum.shared.transport import in_address
 
-    open_door = partial(MetricsServer, metrics.registry, "127.0.0.1", health=node.health)
+    host = options.metrics_host
+    open_door = partial(MetricsServer, metrics.registry, host, health=node.health)
     try:
         server = open_door(port=int(options.metrics_port or METRICS_PORT))
     except PartsumError:
         if options.metrics_port is not None:
             raise
         server = open_door(port=0)
-    log.info("metrics on http://127.0.0.1:%d/metrics", server.port)
+    log.info("metrics on http://%s:%d/metrics", in_address(host), server.port)
     return server
 
 

@@ -20,6 +20,10 @@ from partsum.shared.messages import Assignment, Blob, NodeProfile, Update
 _KEEP_PARTS = 8
 
 
+class StateInUseError(StateError):
+    """Another daemon has the state folder."""
+
+
 @dataclass(frozen=True)
 class Finished:
     """A finished update, and the key of the assignment that it answers."""
@@ -32,7 +36,8 @@ class NodeState:
     """A node's folder: locked while its daemon lives.
 
     Raises:
-        StateError: another daemon has it, or it cannot be written.
+        StateInUseError: another daemon has it.
+        StateError: it cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,7 +51,7 @@ class NodeState:
             self.instance = self._read_instance()
         except BlockingIOError as error:
             self._lock.close()
-            raise StateError(
+            raise StateInUseError(
                 f"another node daemon uses the state folder {folder}. Give this one a --name or a "
                 "--state-dir of its own"
             ) from error

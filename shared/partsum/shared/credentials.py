@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from partsum.shared.errors import ConfigError
+from partsum.shared.files import open_to_others
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def load_credentials(path: Path, role: Role) -> Credentials:
         ConfigError: it cannot be read, is none, or is for another role.
     """
     credentials = read_credentials(path)
-    if path.stat().st_mode & 0o077:
+    if open_to_others(path):
         log.warning("others on this host can read %s; do: chmod 600 %s", path, path)
     if credentials.role != role:
         raise ConfigError(

@@ -35,6 +35,16 @@ def is_at(path: Path, file: int) -> bool:
         return False
 
 
+def open_to_others(path: Path) -> bool:
+    """Whether others on this host can read or change a secret, and chmod would mend it.
+
+    What is mounted read-only (a secret of a container's) is guarded by whoever mounted it.
+    """
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        return False
+    return bool(path.stat().st_mode & 0o077)
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a small file; once this returns it outlives a power cut, until then the old one is."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")

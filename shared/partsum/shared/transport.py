@@ -115,3 +115,8 @@ def split_address(address: str) -> tuple[str, int]:
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigError(f"{address!r} is not HOST:PORT, for example 192.0.2.10:50061")
     return host, int(port)
+
+
+def in_address(host: str) -> str:
+    """A host as it is written before a colon and a port: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
