@@ -41,9 +41,11 @@ def image_names() -> dict[str, str]:
 def make_standins(engine: Engine, folder: Path) -> None:
     """Build all three; the trees below ``folder`` are used again by the next self-test."""
     names = image_names()
-    plain = _tree(folder / "python", _PACKAGES)
-    _finish_python(plain)
-    _import(engine, plain, names["python"], 'CMD ["python3"]')
+    if not engine.docker("images", "--quiet", names["python"]):
+        # Where it was kept from the last time, so were the layers that are built upon it.
+        plain = _tree(folder / "python", _PACKAGES)
+        _finish_python(plain)
+        _import(engine, plain, names["python"], 'CMD ["python3"]')
     tree = _tree(folder / "monitoring", ["python3", *_MONITORING])
     shutil.copy(_HERE / "grafana.py", tree / "usr/local/lib/grafana.py")
     _own(tree / "var/lib/grafana", 472, 0)
@@ -99,8 +101,6 @@ def _own(path: Path, user: int, group: int) -> None:
 
 
 def _import(engine: Engine, root: Path, name: str, start: str) -> None:
-    if engine.docker("images", "--quiet", name):
-        return  # kept from the last time, and with it the layers that were built upon it
     pack = subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE)
     subprocess.run(
         ["docker", "import", "--change", _PATH, "--change", start, "-", name],
