@@ -1,6 +1,7 @@
 # make demo   the whole job on this machine      make test   everything that CI runs
 # make setup  only the set-up                    make check  linters, types, contracts, protocol
 # make bench  short benchmarks                   make fuzz   wild messages (MESSAGES=100000 SEED=1)
+# make docs   the documentation site, in site/
 # make chaos  random kills, then the bytes are compared (MINUTES=10 KILLS=200 SEED=...)
 # make soak   thousands of rounds with flat memory (MINUTES=30)
 # make test-compose   deploy/docker tried on a Docker engine of its own, where that can be
@@ -11,10 +12,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-compose check bench chaos soak fuzz clean
+.PHONY: help setup demo test test-compose check docs bench chaos soak fuzz clean
 
 help:
-	@sed -n 's/^# *//p' Makefile | head -6
+	@sed -n 's/^# *//p' Makefile | head -7
 
 setup: $(READY)
 
@@ -35,6 +36,10 @@ check: $(READY)
 
 test: check
 	$(BIN)/pytest
+
+docs: $(READY)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html"
 
 # Root, a Docker engine and debootstrap: it says what it lacks, and skips that.
 test-compose: $(READY)
@@ -59,4 +64,4 @@ soak: $(READY)
 	$(BIN)/python tests/faults/soak.py --minutes $(or $(MINUTES),30)
 
 clean:
-	rm -rf $(VENV) .venv-protos
+	rm -rf $(VENV) .venv-protos site

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from partsum.coordinator.handoff import HandoffJob
-from partsum.coordinator.handoff_engine import build_model
+from partsum.coordinator.handoff_model import build_model
 from partsum.shared.memory import peak_memory_bytes
 from partsum.shared.messages import TaskSpec
 from partsum.shared.schedule import handoff_rate

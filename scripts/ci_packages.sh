@@ -2,7 +2,7 @@
 # Install the system packages that some tests use, where that is possible: as root, with apt.
 #
 # Never fails: a test whose program is not here skips, and says so. One more package is one more word.
-PACKAGES="prometheus"
+PACKAGES="prometheus chromium"
 
 missing=""
 for package in $PACKAGES; do

@@ -18,7 +18,7 @@ echo "  1/3 PyTorch and the other packages"
 # Torch comes first and pinned: an open range would fetch a CUDA build of gigabytes.
 $pip install -c constraints.txt torch setuptools wheel ninja py-cpuinfo packaging
 $pip install -c constraints.txt hatchling editables
-$pip install -c constraints.txt --no-build-isolation -e '.[dev,privacy,transformers]'
+$pip install -c constraints.txt --no-build-isolation -e '.[dev,docs,privacy,transformers]'
 echo "  2/3 DeepSpeed"
 PATH="$PWD/$VENV/bin:$PATH" VIRTUAL_ENV="$PWD/$VENV" bash scripts/build_deepspeed.sh
 echo "  3/3 the protocol's generator"

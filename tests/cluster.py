@@ -37,7 +37,7 @@ heartbeat_seconds = 0.5
 {rounds_section}
 [handoff]
 enabled = {handoff}
-epochs = 3.0
+epochs = {handoff_epochs}
 {handoff_section}
 [server]
 port = {port}
@@ -73,6 +73,7 @@ class Cluster:
         parts: str = "",
         rounds_section: str = "",
         handoff_section: str = "",
+        handoff_epochs: float = 3.0,
         more: str = "",
     ) -> None:
         """Write the run's config."""
@@ -86,6 +87,7 @@ class Cluster:
             parts=parts,
             rounds_section=rounds_section,
             handoff_section=handoff_section,
+            handoff_epochs=handoff_epochs,
             more=more,
         )
         (self.folder / "run.toml").write_text(text)

@@ -21,12 +21,12 @@ from torch import Tensor
 from partsum.coordinator.base import seeded_model
 from partsum.coordinator.clusters import make_clusters
 from partsum.coordinator.merge import AVERAGE, BLOCK, Contribution, MergeRule, Tensors, merge_state
-from partsum.coordinator.norms import group_norms
 from partsum.coordinator.planner import equal_fractions
 from partsum.coordinator.planner.complement import block_parts
 from partsum.node.model import build_part
 from partsum.shared.config import DataConfig
 from partsum.shared.messages import TrainSettings
+from partsum.shared.norms import group_norms
 from partsum.shared.part import WHOLE, Part, cut_tensors
 from partsum.shared.schedule import handoff_rate, rate
 from partsum.shared.width import find_widths

@@ -19,10 +19,10 @@ from benchmarks.accuracy.simulator import settings
 from benchmarks.accuracy.workload import Workload
 from pydantic import TypeAdapter
 
-from partsum.coordinator.norms import group_norms
 from partsum.coordinator.planner import equal_fractions
 from partsum.coordinator.planner.complement import block_parts
 from partsum.node.model import build_part
+from partsum.shared.norms import group_norms
 from partsum.shared.width import find_widths
 
 _STEPS = 5  # timed together: a clock's tick is small beside them

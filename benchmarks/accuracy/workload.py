@@ -11,10 +11,10 @@ from torch.utils.data import TensorDataset
 
 from partsum.coordinator.base import Base
 from partsum.coordinator.cost import Cost, part_cost
-from partsum.coordinator.norms import group_norms
 from partsum.coordinator.planner import equal_fractions
 from partsum.coordinator.planner.complement import block_parts
 from partsum.shared.messages import TaskSpec
+from partsum.shared.norms import group_norms
 from partsum.shared.part import WHOLE, Part
 from partsum.shared.task import (
     Samples,

@@ -71,6 +71,7 @@ def test_a_study_that_is_killed_and_resumed_finds_what_a_calm_one_finds(make_clu
     assert found == figures(calm.folder / "calm.csv")
     assert len(found) == 6
     assert all(float(row["accuracy"]) > 0.5 for row in found)
+    assert "Dropout study" in (killed.folder / "runs" / "latest" / "report.html").read_text()
 
     with study(killed):  # finished: nothing is trained, all is shown again
         assert killed.wait("study", 20) == 0

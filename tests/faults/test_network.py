@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -101,3 +101,30 @@ def test_a_connection_that_is_half_open_is_noticed_by_the_node(
         cluster.until("coordinator", f"node {name} connected", times=2)
     print(f"both back {time.monotonic() - healed:.1f} s after the cable was whole")
     ends_well(cluster, calm_weights)
+
+
+def test_a_host_that_is_cut_off_from_a_gang_of_the_hand_off_is_in_the_next_one(
+    make_cluster: Callable[..., Cluster], network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    cluster = make_cluster(
+        rounds=1,
+        handoff=True,
+        handoff_epochs=40.0,
+        handoff_section='over = "nodes"\nhow = "together"\nrounds = 2\nbatch_size = 32',
+        rounds_section="return_seconds = 1.0",
+        more=f'host = "{network.address("coordinator")}"\ninsecure = true',
+    )
+    cluster.places = {name: network.inside(name) for name in ("coordinator", "a", "b")}
+    play(cluster)
+    cluster.until("coordinator", f"gang r1-g1 meets at {network.address('a')}", 90)
+    network.cut("b")
+    cluster.until("coordinator", "gang r1-g2: a, over gloo")
+    network.heal("b")
+    cluster.until("coordinator", "gang r2-g1: a, b, over gloo", 90)
+    assert cluster.wait("coordinator", 120) == 0, cluster.log("coordinator")
+    summary: Any = cluster.summary()
+    assert [phase["rounds"] for phase in summary["phases"]] == [1, 2]
+    assert summary["final_accuracy"] > summary["phases"][0]["accuracy"]
+    moved = [incident for incident in summary["incidents"] if incident["kind"] == "moved"]
+    assert any("DeepSpeed's moments begin anew" in incident["text"] for incident in moved)

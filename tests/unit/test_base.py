@@ -13,11 +13,11 @@ from torch.utils.data import TensorDataset
 from partsum.coordinator.base import Base, meta_model
 from partsum.coordinator.invariants import assert_mean_of_parts, assert_merge, certify
 from partsum.coordinator.merge import BLOCK, Contribution, MergeRule, Tensors, merge_state
-from partsum.coordinator.norms import group_norms
 from partsum.coordinator.planner import plan_parts
 from partsum.coordinator.stand_in import stand_in
 from partsum.shared.config import PartsConfig
 from partsum.shared.errors import TaskError, WidthError
+from partsum.shared.norms import group_norms
 from partsum.shared.part import Part, cut_module, fresh_module
 from partsum.shared.task import Task
 from partsum.shared.tensors import load_tensors

@@ -16,7 +16,7 @@ from partsum.coordinator.base import Base
 from partsum.coordinator.clock import Stages
 from partsum.coordinator.cutter import base_name, blob_of, write_clusters
 from partsum.coordinator.handoff import HandoffJob
-from partsum.coordinator.handoff_engine import build_model
+from partsum.coordinator.handoff_model import build_model
 from partsum.coordinator.store import Store
 from partsum.coordinator.workplan import Workplan
 from partsum.coordinator.workshop import Workshop

@@ -13,6 +13,7 @@ import torch
 from partsum.coordinator.base import Base
 from partsum.coordinator.inspection import Inspection, inspect_base
 from partsum.shared.cli import main
+from partsum.shared.errors import EXIT_OK, EXIT_USAGE
 from partsum.shared.messages import TaskSpec
 from partsum.shared.task import load_task
 
@@ -62,6 +63,14 @@ def test_more_parts_than_units_are_refused_for_both_depths_in_words() -> None:
         assert depth.outcome == "refused"
         assert "has 4 units, too few for 8 parts" in depth.said
         assert depth.parameters is None
+
+
+def test_a_count_that_no_depth_can_be_cut_into_is_a_mistake_of_the_flags(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["inspect", VIT, *VIT_FLAGS, "--parts", "100", "--shapes-only"]) == EXIT_USAGE
+    assert "too few for 100 parts" in " ".join(capsys.readouterr().out.split())
+    assert main(["inspect", VIT, *VIT_FLAGS, "--parts", "4", "--shapes-only"]) == EXIT_OK
 
 
 def test_what_stays_whole_is_listed_with_the_reason_and_refuses_mode_block() -> None:

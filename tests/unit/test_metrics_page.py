@@ -113,7 +113,7 @@ def test_exactly_one_phase_and_one_state_of_a_node_are_on(metrics: Metrics) -> N
 
 def test_a_caller_that_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has a thread and a file, and whoever reaches the port could open thousands."""
-    monkeypatch.setattr("partsum.shared.metrics._Quiet.timeout", 0.2)
+    monkeypatch.setattr("partsum.shared.http.Handler.timeout", 0.2)
     with (
         closing(MetricsServer(CollectorRegistry(), "127.0.0.1", 0, well)) as server,
         closing(socket.create_connection(("127.0.0.1", server.port), timeout=5)) as silent,

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from partsum.coordinator.norms import GroupedNorm, group_norms, has_batch_norm, recalibrate
+from partsum.coordinator.norms import has_batch_norm, recalibrate
 from partsum.shared.errors import WidthError
+from partsum.shared.norms import GroupedNorm, group_norms
 from partsum.shared.part import Part
 from partsum.shared.width import find_widths
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from partsum.coordinator.base import Base
 from partsum.coordinator.gate_certificate import check_regularisation
 from partsum.coordinator.handoff import HandoffJob
-from partsum.coordinator.handoff_engine import build_model
+from partsum.coordinator.handoff_model import build_model
 from partsum.coordinator.planner.complement import block_parts
 from partsum.node.model import build_part
 from partsum.node.trainer import Job, train

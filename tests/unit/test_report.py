@@ -1,13 +1,17 @@
 """The summary and the report: what a run leaves behind, for scripts and for people."""
 
+import base64
 import math
 import random
+import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Literal
 
 import pytest
 
 from partsum.coordinator.report import render_report
+from partsum.coordinator.study.results import Row
 from partsum.coordinator.summary import (
     HandoffPoint,
     IncidentSummary,
@@ -259,6 +263,20 @@ def test_a_run_that_failed_before_its_first_round_has_a_report() -> None:
     text = read(render_report(summary)).text
     for said in ("no node joined", "No node took part", "No round was committed", "No phase began"):
         assert said in text
+
+
+def test_a_study_is_in_the_report_with_its_picture_and_its_table() -> None:
+    whole = Row("scratch", "", 1.0, 1.0, 0, 1000, 6000, 10, None, 0.5, 0.9, "parts/a", 2.0)
+    half = replace(whole, keep=0.5, selection="strong", start="tuned", accuracy=0.8)
+    lost = replace(half, selection="weak", accuracy=None, loss=None, train_seconds=None)
+    page = render_report(a_summary(), [whole, half, lost])
+    text = read(page).text
+    for said in ("Dropout study", "90.00 %", "80.00 %", "strong", "1 of 3 models have no figures"):
+        assert said in text
+    drawn = re.search(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
+    assert drawn is not None
+    assert "tuned, strong" in base64.b64decode(drawn[1]).decode()
+    assert "Dropout study" not in render_report(a_summary())
 
 
 @pytest.mark.parametrize("nodes", [1, 40])

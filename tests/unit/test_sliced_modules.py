@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from partsum.coordinator.norms import group_norms
+from partsum.shared.norms import group_norms
 from partsum.shared.part import Part, cut_module
 from partsum.shared.width import Axis, SlicedAttention, Widths, registry
 

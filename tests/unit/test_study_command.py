@@ -84,6 +84,17 @@ def test_partsum_plan_says_where_a_study_shows_its_cost(tmp_path: Path) -> None:
         show_plan(path, as_json=False)
 
 
+def test_partsum_plan_of_a_runs_config_with_a_study_says_whole_what_it_is_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(TINY)
+    assert show_plan(path, as_json=False) == EXIT_OK
+    said = " ".join(capsys.readouterr().out.split())
+    assert "warning: [study] is for `partsum study`" in said
+    assert "--dry-run" in said
+
+
 def test_what_is_started_is_said_in_the_right_number() -> None:
     assert cast_text(0) == "a coordinator"
     assert cast_text(1) == "a coordinator and 1 node process"

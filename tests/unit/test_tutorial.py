@@ -60,7 +60,8 @@ def test_the_tutorials_code_runs_in_order_and_prints_what_it_says(folder: Path) 
         "mytask.py",
         "run.toml",
         "mymodel.py",
+        "check.py",
         "mylm.py",
     ]
-    assert [text.split()[:1] for text in printed] == [["0:"], ["accuracy"], [], [], ["stream:"]]
+    assert [text.split()[:1] for text in printed] == [["0:"], ["accuracy"], [], ["stream:"]]
     assert load_config(folder / "run.toml").task.name == "mytask:task"

@@ -21,7 +21,7 @@ from partsum.coordinator.figures import (
     share_text,
 )
 from partsum.coordinator.summary import PhaseSummary, Summary
-from partsum.coordinator.watch import render_status, summary_table, watch
+from partsum.coordinator.watch import render_status, status_line, summary_table, watch
 from partsum.shared.errors import PartsumError
 from partsum.shared.messages import NodeStatus, RunStatus
 
@@ -183,6 +183,12 @@ def test_a_log_gets_a_line_for_each_change_and_no_more() -> None:
         "[1:23] parts, round 3 of 8, 3 of 4 updates in: waiting for part 3 of 4: attic trains it "
         "(accuracy 91.23 %, loss 0.3123, 4.8 MB to nodes, 3.7 MB from them)"
     )
+
+
+def test_a_line_of_a_run_that_waits_says_so_once() -> None:
+    waits = replace(STATUS, phase="waiting", reason="waiting for nodes: 0 of 4 are ready")
+    assert status_line(waits).startswith("[1:23] waiting for nodes: 0 of 4 are ready (")
+    assert status_line(replace(waits, reason="")).startswith("[1:23] waiting (")
 
 
 def test_a_terminal_gets_a_view_that_ends_with_the_last_status() -> None:

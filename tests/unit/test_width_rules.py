@@ -20,11 +20,11 @@ from torch.utils.data import TensorDataset
 from partsum.coordinator.base import Base
 from partsum.coordinator.invariants import assert_mean_of_parts, certify
 from partsum.coordinator.merge import AVERAGE, BLOCK, Contribution, Tensors, merge_state
-from partsum.coordinator.norms import group_norms
 from partsum.coordinator.planner import equal_fractions, plan_parts
 from partsum.node.model import build_part
 from partsum.shared.config import PartsConfig
 from partsum.shared.errors import TaskError, WidthError
+from partsum.shared.norms import group_norms
 from partsum.shared.part import Part, cut_module, fresh_module, index_map, region
 from partsum.shared.task import Task
 from partsum.shared.width import find_widths, registry, with_scales

@@ -82,13 +82,13 @@ def _add_members(actions: argparse._SubParsersAction[Any], kind: Kind, again: st
     )
     anew.set_defaults(run=_rotate, kind=kind)
     taken = _action(actions, "revoke", f"let nobody in any more by NAME's {kind}, at once")
-    taken.add_argument("name", metavar="NAME")
+    taken.add_argument("name", metavar="NAME", help="who is let in no more")
     taken.set_defaults(run=_revoke, kind=kind)
     _action(actions, "list", f"who has a {kind}").set_defaults(run=_list, kind=kind)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("name", metavar="NAME", help="whose it is; a node joins under this name")
     parser.add_argument(
         "--out",
         type=Path,

@@ -52,7 +52,10 @@ def _known_before(config: RunConfig) -> list[str]:
 def _study_aside(config: RunConfig) -> list[str]:
     if config.parts.is_study or config.study == StudyConfig():
         return []
-    return ["[study] is for `partsum study`, and means nothing here"]
+    return [
+        "[study] is for `partsum study`, and means nothing here; with --dry-run that command shows "
+        "what the study would cost"
+    ]
 
 
 def _search_aside(config: RunConfig) -> list[str]:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from partsum.coordinator.contribution import rows_of
 from partsum.coordinator.merge import Readable
-from partsum.coordinator.norms import group_norms, has_batch_norm, recalibrate
+from partsum.coordinator.norms import has_batch_norm, recalibrate
 from partsum.coordinator.strategies.blocks import row_blocks
 from partsum.shared.errors import PartsumError, TaskError
 from partsum.shared.gates import close_gates, find_structure
+from partsum.shared.norms import group_norms
 from partsum.shared.part import Part, cut_module, emptied, fresh_module
 from partsum.shared.task import Samples, Scores, Task, evaluate, gather, num_samples, walk
 from partsum.shared.tensors import TensorFile, load_tensors, save_tensors

@@ -28,7 +28,7 @@ class RunClock:
         steady: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._started_at = started_at
+        self.started_at = started_at
         self._steady = steady
         self._wall = wall
         self._zero = steady() - served
@@ -41,7 +41,7 @@ class RunClock:
         """When the run was started, and what it is now: ISO 8601, UTC."""
         first, last = (
             datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-            for seconds in (self._started_at, self._wall())
+            for seconds in (self.started_at, self._wall())
         )
         return first, last
 

@@ -6,18 +6,19 @@ from collections import defaultdict
 from typing import Literal
 
 from partsum.coordinator.cost import part_size
-from partsum.coordinator.phases import RoundPhase, phase_of
+from partsum.coordinator.phases import phase_of
 from partsum.coordinator.ranges import part_picture
 from partsum.coordinator.records import RoundPlan, Span
 from partsum.coordinator.registry import Registry
 from partsum.coordinator.relevance.survey import Findings, ranking
 from partsum.coordinator.report import render_report
 from partsum.coordinator.run import Run
+from partsum.coordinator.study.results import from_json
+from partsum.coordinator.study.workshop import ROWS
 from partsum.coordinator.summary import (
     HandoffPoint,
     IncidentSummary,
     NodeSummary,
-    PhaseSummary,
     RankingSummary,
     RefusalSummary,
     RoundSummary,
@@ -27,6 +28,7 @@ from partsum.coordinator.summary import (
     config_digest,
     write_summary,
 )
+from partsum.coordinator.summary_phases import phase_summaries
 from partsum.coordinator.summary_structures import search_summary
 from partsum.shared.files import write_file
 from partsum.shared.memory import peak_resident_bytes
@@ -42,7 +44,8 @@ def conclude(run: Run, registry: Registry, state: Outcome, reason: str) -> Summa
     run.store.spares.clear()
     summary = summarise(run, registry, state, reason)
     write_summary(run.folder / "summary.json", summary)
-    write_file(run.folder / "report.html", render_report(summary).encode())
+    study = from_json(run.store.fact(ROWS) or [])
+    write_file(run.folder / "report.html", render_report(summary, study).encode())
     return summary
 
 
@@ -51,7 +54,8 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
     store, config, now = run.store, run.config, run.clock.now()
     started_at, ended_at = run.clock.dates()
     study = config.parts.is_study  # its models are in the journal, and are no parts of a base
-    plan = store.plan(run.next_round - 1) if run.next_round and not study else None
+    last = min(run.next_round, config.parts.rounds) - 1  # of the rounds that had parts
+    plan = store.plan(last) if last >= 0 and not study else None
     sizes = {group.name: group.units for group in run.base.widths.groups}
     final = run.folder / "final.safetensors"
     moved = sum(registry.totals())
@@ -67,7 +71,7 @@ def summarise(run: Run, registry: Registry, state: Outcome, reason: str) -> Summ
         state=state,
         reason=reason,
         wall_seconds=now,
-        phases=_phases(run, registry, now),
+        phases=phase_summaries(run, registry, now),
         rounds=_rounds(run),
         handoff=tuple(
             HandoffPoint(
@@ -132,7 +136,8 @@ def _newest_base(run: Run) -> str | None:
 
 
 def _full_model_bytes(run: Run, state_bytes: int) -> int:
-    updates = sum(len(run.store.updates(round)) for round in run.store.results())
+    rounds = (r for r in run.store.results() if phase_of(run.config, r) != "handoff")
+    updates = sum(len(run.store.updates(round)) for round in rounds)
     return 2 * state_bytes * updates
 
 
@@ -142,64 +147,6 @@ def _part_parameters(run: Run, plan: RoundPlan | None) -> tuple[int, ...]:
     parts = [planned.part for planned in plan.parts]
     sizes = {part: part_size(run.base.shape, run.base.widths, part) for part in set(parts)}
     return tuple(sizes[part].parameters for part in parts)
-
-
-def _phases(run: Run, registry: Registry, now: float) -> tuple[PhaseSummary, ...]:
-    phases = []
-    began, totals = run.store.fact("handoff_began"), registry.totals()
-    sent, received = run.store.fact("parts_bytes") or totals
-    searched = run.store.fact("search_bytes")
-    if parts := _rounds_phase(run, registry, "parts", (0, 0), searched or (sent, received)):
-        phases.append(parts)
-    if searched and (team := _rounds_phase(run, registry, "cotrain", searched, (sent, received))):
-        phases.append(team)
-    if began is not None:
-        total_sent, total_received = totals
-        end = run.store.fact("handoff") or {}
-        scores = end.get("end") or {"accuracy": None, "loss": None}
-        phases.append(
-            PhaseSummary(
-                name="handoff",
-                rounds=0,
-                accuracy=scores["accuracy"],
-                loss=scores["loss"],
-                wall_seconds=end.get("ended", now) - began,
-                bytes_sent=total_sent - sent,
-                bytes_received=total_received - received,
-                start_seconds=began,
-                start_accuracy=(end.get("start") or {}).get("accuracy"),
-                peak_memory_bytes=end.get("peak_memory_bytes"),
-            )
-        )
-    return tuple(phases)
-
-
-def _rounds_phase(
-    run: Run,
-    registry: Registry,
-    name: RoundPhase,
-    before: tuple[int, int],
-    after: tuple[int, int],
-) -> PhaseSummary | None:
-    """A phase of rounds, and the bytes sent and received before and after it."""
-    every = run.store.results().items()
-    results = [result for round, result in every if phase_of(run.config, round) == name]
-    if not results:
-        return None
-    scored = [result for result, _, _ in results if result.loss is not None]
-    first = min(opened for _, opened, _ in results)
-    peaks = [node.peak_memory_bytes for node in registry if node.peak_memory_bytes]
-    return PhaseSummary(
-        name=name,
-        rounds=len(results),
-        accuracy=scored[-1].accuracy if scored else None,
-        loss=scored[-1].loss if scored else None,
-        wall_seconds=max(closed for _, _, closed in results) - first,
-        bytes_sent=after[0] - before[0],
-        bytes_received=after[1] - before[1],
-        start_seconds=first,
-        peak_memory_bytes=max(peaks, default=None),
-    )
 
 
 def _rounds(run: Run) -> tuple[RoundSummary, ...]:
@@ -213,6 +160,7 @@ def _rounds(run: Run) -> tuple[RoundSummary, ...]:
         rounds.append(
             RoundSummary(
                 round=number + 1,
+                phase=phase_of(run.config, number),
                 accuracy=result.accuracy,
                 loss=result.loss,
                 part_losses=tuple(

@@ -13,7 +13,7 @@ from partsum.coordinator.base import Base
 from partsum.coordinator.clusters import make_clusters
 from partsum.coordinator.copies import own_slice
 from partsum.coordinator.overlap import Overlap
-from partsum.coordinator.phases import total_rounds
+from partsum.coordinator.phases import handoff_rounds
 from partsum.coordinator.planner import equal_fractions, plan_parts, plan_slices
 from partsum.coordinator.records import PlannedPart, RoundPlan
 from partsum.coordinator.relevance.survey import ranking
@@ -103,7 +103,7 @@ class Cutter:
                     delta=delta,
                 )
             )
-        rounds = max(1, total_rounds(self.config))
+        rounds = max(1, handoff_rounds(self.config).start)
         begin, end, ahead_to = (plan.share * (round + k) / rounds for k in range(3))
         if not self.config.training.ahead or round + 1 >= self.config.parts.rounds:
             ahead_to = 0.0
@@ -234,10 +234,10 @@ class Cutter:
 
     def cluster_samples(self, round: int, part: int) -> tuple[Path, Blob]:
         """The samples of a part's cluster as a file, for a node without the data set."""
-        cluster = self.cluster_of(round, part)
-        path = self.store.folder / "clusters" / f"s{cluster}.safetensors"
+        cluster = self.cluster_paths()[self.cluster_of(round, part)]
+        path = cluster.with_name(f"s-{cluster.stem}.safetensors")
         if not path.exists():
-            raw = bytearray(self.cluster_paths()[cluster].read_bytes())
+            raw = bytearray(cluster.read_bytes())
             inputs, targets = gather(self.train, torch.frombuffer(raw, dtype=torch.int64))
             save_tensors(path, {"inputs": inputs, "targets": targets})
         return path, blob_of(path)

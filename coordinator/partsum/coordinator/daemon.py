@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Coroutine
 
 from partsum.coordinator import events as e
 from partsum.coordinator.desk import NodeDesk, OpenRound
-from partsum.coordinator.handover import begin_handoff, begin_round, hand_over
+from partsum.coordinator.handover import begin_round, hand_over
 from partsum.coordinator.intake import Intake
 from partsum.coordinator.jobs import alive
 from partsum.coordinator.metrics import Metrics
 from partsum.coordinator.phases import phase_of, total_rounds
-from partsum.coordinator.reasons import why_failed
+from partsum.coordinator.reasons import why_failed, why_partial
 from partsum.coordinator.registry import Registry
 from partsum.coordinator.rounds import RoundMachine
 from partsum.coordinator.run import Run
@@ -174,7 +174,7 @@ class CoordinatorDaemon:
                 self._end("failed", reason)
 
     async def _plan_round(self, round: int) -> None:
-        begin_round(self.run, round, self.desk.registry.totals())
+        await begin_round(self.run, round, self.desk.registry.totals())
         live = [node for node in self.desk.registry if node.session]
         profiles = {node.name: node.profile for node in live if node.profile}
         plan, holders, done = await self.run.open_round(round, profiles)
@@ -186,10 +186,11 @@ class CoordinatorDaemon:
             except LapsedError as error:
                 self._lapse(error)
                 return
+        works = self.run.workshop_of(round)
         self.desk.round = OpenRound(
             plan,
-            self.run.workshop.cutter.blob_paths(plan),
-            self.run.workshop.largest_update(plan),
+            works.cutter.blob_paths(plan),
+            works.largest_update(plan),
             pushes=self.run.store.pushes(),
             masking=opening.masking,
         )
@@ -214,10 +215,9 @@ class CoordinatorDaemon:
         except LapsedError as error:
             self._lapse(error)
             return
+        self.desk.meter.committed(open_round.plan, result)
         if missing:
-            names = ", ".join(map(str, missing))
-            number = open_round.plan.round + 1
-            text = f"round {number} closed without part {names}; until then it was {why}"
+            text = why_partial(open_round.plan, missing, why)
             log.warning("%s", text)
             self.run.store.note_event(self.run.clock.now(), "partial", text)
             self.metrics.partial.inc()
@@ -226,14 +226,12 @@ class CoordinatorDaemon:
             self.metrics.epsilon.set(spent)
         self._show_scores(f"base {self.run.next_round}", result.loss, result.accuracy)
         self.metrics.closed_round(result, self.run.clock.now() - self.run.opened)
-        registry = self.desk.registry
-        self.run.store.note_nodes({node.name: registry.memory(node) for node in registry})
+        self.run.store.note_nodes(self.desk.registry.memories())
         self._decide(e.Merged())
 
     async def _hand_off(self) -> None:
         self.metrics.got_further()
-        begin_handoff(self.run, self.desk.registry.totals())
-        await hand_over(self.run, self._show_handoff)
+        await hand_over(self.run, self.desk.registry.totals(), self._show_handoff)
         self._show_scores("the final model", self.run.loss, self.run.accuracy)
         self._decide(e.HandoffDone())
 

@@ -6,14 +6,14 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 
 from partsum.coordinator import events as e
 from partsum.coordinator.gang_desk import GangDesk
+from partsum.coordinator.handoff_meter import HandoffMeter
 from partsum.coordinator.metrics import Metrics
-from partsum.coordinator.records import RoundPlan
+from partsum.coordinator.open_round import OpenRound as OpenRound
 from partsum.coordinator.registry import Node, Registry, Session
 from partsum.coordinator.rounds import RoundMachine
 from partsum.coordinator.run import Run
@@ -23,34 +23,15 @@ from partsum.coordinator.terms import (
     check_encodings,
     check_profile,
     check_texts,
+    why_anew,
     why_moved,
 )
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared import wire
 from partsum.shared.errors import RefusedError, StateError
 from partsum.shared.messages import NodeProfile, Progress
-from partsum.shared.secure import Masking
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class OpenRound:
-    """The round that nodes work on."""
-
-    plan: RoundPlan
-    blobs: dict[str, Path]  # what nodes may pull, by digest
-    largest_bytes: int  # that an update's file can have
-    send_seconds: float = 0.0  # the longest delivery of an assignment
-    given: dict[int, set[str]] = field(default_factory=dict)  # whom each part went to
-    pushes: dict[str, Path] = field(default_factory=dict)  # updates that have begun to come in
-    masking: Mapping[int, Masking] = field(default_factory=dict)  # by part, where updates are
-    generation: int = 0  # of its gang, where parts are trained in step
-
-    def assignment_id(self, part: int) -> str:
-        """The name of a part's assignment; another gang's has another."""
-        name = f"r{self.plan.round}-p{part}"
-        return f"{name}-g{self.generation}" if self.generation else name
 
 
 class NodeDesk:
@@ -72,6 +53,7 @@ class NodeDesk:
         self._metrics = metrics
         self._decide = decide
         self.changed = changed
+        self.meter = HandoffMeter(run, metrics)
         self.secrecy = self._make_secrecy()
         self.gangs = GangDesk(run.store, registry, run.config.gang)
         self._samples_lock = asyncio.Lock()  # two must not write one cluster's file at once
@@ -112,7 +94,11 @@ class NodeDesk:
         """Name a gang; its parts are assigned next."""
         assert self.round is not None
         self.round.generation = formed.generation
-        self.gangs.form(self.round.plan.round, formed, self._machine.nodes())
+        plan, nodes = self.round.plan, self._machine.nodes()
+        self.gangs.form(plan.round, formed, nodes)
+        if text := why_anew(plan, formed.parts, nodes):
+            log.warning("%s", text)
+            self.note("moved", text, "")
 
     def restore_gang(self) -> e.Formed | None:
         """The gang that trained the open round before a restart, if there was one."""
@@ -130,7 +116,8 @@ class NodeDesk:
         node, round = self.registry.get(name), self.round
         assert node is not None
         assert round is not None
-        given = assignment(self._run.config, round.plan, part)
+        works = self._run.workshop_of(round.plan.round)
+        given = assignment(works.config, round.plan, part)
         given = replace(
             given,
             id=round.assignment_id(part),
@@ -140,7 +127,7 @@ class NodeDesk:
         if node.profile is not None and not node.profile.data_digest:
             async with self._samples_lock:
                 path, blob = await asyncio.to_thread(
-                    self._run.workshop.cutter.cluster_samples, round.plan.round, part
+                    works.cutter.cluster_samples, round.plan.round, part
                 )
             round.blobs[blob.digest] = path
             given = replace(given, samples=blob)
@@ -225,6 +212,7 @@ class NodeDesk:
             return
         node.state, node.progress = "training", progress
         self._metrics.trains(node.name, progress)
+        self.meter.hear(self.round.plan, node.part, progress)
         self.changed()
 
     def failed(self, node: Node, assignment: str, reason: str, gang: bool) -> None:

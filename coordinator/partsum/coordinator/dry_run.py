@@ -18,6 +18,12 @@ from partsum.coordinator.figures import bytes_text, count_text, gflop_text, name
 from partsum.coordinator.folder import given_models
 from partsum.coordinator.gate_certificate import certify_gates, check_regularisation
 from partsum.coordinator.growth.start import Start
+from partsum.coordinator.handoff_cost import (
+    HandoffCost,
+    check_handoff,
+    handoff_costs,
+    handoff_sentences,
+)
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.planner import Ranking, equal_fractions, plan_parts, plan_slices
 from partsum.coordinator.privacy import check_model, epsilon_of
@@ -61,6 +67,10 @@ def show_plan(path: Path, as_json: bool) -> int:
     structure = replace(WHOLE, gates=parts[0].gates)
     whole = part_cost(base.shape, base.widths, structure, task, train, config.handoff.batch_size)
     total = num_samples(train)
+    handed: list[HandoffCost] = []
+    if config.handoff.over_nodes:
+        check_handoff(config, base, train)
+        handed = handoff_costs(config, base, whole, train)
     figures = {
         "samples": total,
         "base_parameters": whole.parameters,
@@ -69,6 +79,7 @@ def show_plan(path: Path, as_json: bool) -> int:
         ],
         "handoff_flops": config.handoff.epochs * total * whole.flops_per_sample,
         "handoff_memory_bytes": whole.memory_bytes,
+        "handoff_over_nodes": [vars(cost) for cost in handed],
         "ranking_flops": ranking_flops(config, whole, total),
         "privacy_epsilon": epsilon_of(config),
         "parts_share": parts_share(
@@ -182,7 +193,7 @@ def _print(
     )
     console.print(table)
     for sentence in advise(config):
-        console.print(f"warning: {sentence}", style="yellow")
+        console.print(f"warning: {sentence}", style="yellow", markup=False)
     for sentence in _depth(base, parts[0]):
         console.print(sentence)
     if base.widths.gates:
@@ -198,6 +209,11 @@ def _print(
             f"{' with offload' if config.handoff.offload else ''}; the parts phase is "
             f"{share:.0%} of each node's FLOPs"
         )
+    handed = figures["handoff_over_nodes"]
+    assert isinstance(handed, list)
+    if handed:
+        for sentence in handoff_sentences(config, [HandoffCost(**cost) for cost in handed], total):
+            console.print(sentence)
     if (spent := figures["privacy_epsilon"]) is not None:
         console.print(
             f"differential privacy: all rounds together spend epsilon {spent:.3g} at delta "

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from partsum.coordinator.handoff_engine import Engine, count_steps
 from partsum.shared.errors import HandoffError
 from partsum.shared.files import file_digest
+from partsum.shared.zero.engine import Engine, count_steps
 
 _KEEP = 2
 _MANIFEST = "whole.json"

@@ -22,9 +22,10 @@ from torch import distributed
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is public
 
 from partsum.coordinator.handoff import HandoffJob
-from partsum.coordinator.handoff_engine import Place, log
+from partsum.coordinator.handoff_model import log
 from partsum.coordinator.handoff_training import HandoffTraining
 from partsum.shared.errors import EXIT_FAILED, HandoffError, PartsumError
+from partsum.shared.zero.engine import Place
 
 
 class Reports:

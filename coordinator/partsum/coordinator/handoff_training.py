@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
@@ -15,30 +14,23 @@ from torch import Tensor, distributed
 from partsum.coordinator.handoff import HandoffJob
 from partsum.coordinator.handoff_checkpoint import Checkpoints, Mark
 from partsum.coordinator.handoff_config import REPLACED, deepspeed_settings
-from partsum.coordinator.handoff_engine import (
-    Place,
-    build_model,
-    log,
-    start_engine,
-    whole_tensors,
-)
+from partsum.coordinator.handoff_model import build_model, log
 from partsum.shared.errors import HandoffError
 from partsum.shared.memory import peak_memory_bytes
 from partsum.shared.messages import TaskSpec
-from partsum.shared.schedule import handoff_rate
 from partsum.shared.task import (
     Scores,
     evaluate,
-    gather,
     load_samples,
     load_task,
     num_samples,
     walk,
 )
 from partsum.shared.tensors import save_tensors
+from partsum.shared.zero.engine import Place, start_engine, whole_tensors
+from partsum.shared.zero.stepper import Course, ZeroStepper
 
 _REPORT_SECONDS = 0.5
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 class Say(Protocol):
@@ -72,9 +64,17 @@ class HandoffTraining:
         if job.handoff.deepspeed_config:
             log(f"{job.handoff.deepspeed_config} is taken as it is; ignored: {REPLACED}")
         self.engine = start_engine(model, self.settings, place)
-        self.peaks = [group["lr"] for group in self.engine.optimizer.param_groups]
         batches = num_samples(self.train_samples) / self.settings.batch_size
         self.steps = max(1, round(job.handoff.epochs * batches))
+        self.stepper = ZeroStepper(
+            self.engine,
+            self.task,
+            self.train_samples,
+            self.settings,
+            place,
+            Course(self.steps, job.share, job.training.warmup, job.seed),
+            stop.is_set,
+        )
         self.checkpoints = Checkpoints(
             job.folder / "checkpoints", self._identity(), place.rank, self._note
         )
@@ -111,7 +111,7 @@ class HandoffTraining:
         walked = walk(self.job.seed, everything, mark.step * batch, count, batch)
         for step, indices in enumerate(walked, mark.step + 1):
             begun = time.monotonic()
-            loss, stopping = self._step(step, indices)
+            loss, stopping = self._step(step, indices[self.place.rank :: self.place.world_size])
             meter.add(loss, len(indices), time.monotonic() - begun)
             mark = replace(mark, step=step, loss=meter.loss)
             scores = self.evaluate() if step in evaluations else None
@@ -130,62 +130,21 @@ class HandoffTraining:
         assert scores is not None, "the last step is always evaluated"
         return scores
 
-    def _step(self, step: int, indices: Tensor) -> tuple[float, bool]:
-        """One optimizer step on a global batch: its mean loss, and whether a rank has to stop."""
-        place, accumulation = self.place, self.settings.accumulation
-        # Drawn from the step, so that dropout goes on after a resume as if nothing had happened.
-        torch.manual_seed(self.job.seed * 1_000_003 + step * place.world_size + place.rank)
-        self._set_rate(step)
-        losses = torch.zeros((), device=place.device)
-        mine = indices[place.rank :: place.world_size]
-        for number, piece in enumerate(torch.split(mine, self.settings.micro_batch), 1):
-            inputs, targets = (self._move(t) for t in gather(self.train_samples, piece))
-            loss = self.task.loss(self._forward(inputs), targets)
-            self.engine.backward(loss)
-            losses += loss.detach() / accumulation
-            if number == accumulation:  # before the step that this loss would spoil
-                mean, stopping = self._agree(losses, step)
-            self.engine.step()
-        return mean, stopping
-
-    def _set_rate(self, step: int) -> None:
-        """The rate of this step, unless the user's JSON brings a scheduler of its own."""
-        if self.engine.lr_scheduler is None:
-            share = self.job.share
-            progress = share + (1 - share) * (step - 1) / self.steps
-            factor = handoff_rate(progress, share, self.job.training.warmup)
-            for group, peak in zip(self.engine.optimizer.param_groups, self.peaks, strict=True):
-                group["lr"] = peak * factor
-
-    def _agree(self, loss: Tensor, step: int) -> tuple[float, bool]:
-        """The ranks' mean loss, and whether any of them has to stop; the same on all."""
-        both = torch.stack([loss.float(), loss.new_tensor(float(self.stop.is_set())).float()])
-        distributed.all_reduce(both)
-        mean, stopping = (both / self.place.world_size).tolist()
-        if not math.isfinite(mean):
+    def _step(self, step: int, mine: Tensor) -> tuple[float, bool]:
+        """One optimizer step on this rank's samples: the mean loss, and whether to stop."""
+        try:
+            return self.stepper.step(step, mine)
+        except HandoffError as error:
             raise HandoffError(
-                f"the loss became {mean} at step {step} of {self.steps}; that step was not taken. "
-                "Lower handoff.learning_rate, or clip with training.gradient_clip, remove "
-                f"{self.checkpoints.folder} and start again"
-            )
-        return mean, stopping > 0
-
-    def _forward(self, inputs: Tensor) -> Tensor:
-        """The model's outputs in float32, whatever it computes in."""
-        if inputs.is_floating_point():
-            inputs = inputs.to(next(self.engine.module.parameters()).dtype)
-        outputs: Tensor = self.engine(inputs)
-        return outputs.float() if outputs.dtype in _HALVES else outputs
-
-    def _move(self, tensor: Tensor) -> Tensor:
-        if not self.place.on_gpu:
-            return tensor
-        return tensor.pin_memory().to(self.place.device, non_blocking=True)
+                f"{error}; remove {self.checkpoints.folder} and start again"
+            ) from error
 
     def evaluate(self) -> Scores:
         """The validation scores. Every rank sees all samples: ZeRO-3 needs them in step."""
         self.engine.eval()
-        scores = evaluate(self._forward, self.task, self.validation_samples, self.place.device)
+        scores = evaluate(
+            self.stepper.forward, self.task, self.validation_samples, self.place.device
+        )
         self.engine.train()
         return scores
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from partsum.coordinator.handoff import (
     HandoffResult,
     run_handoff,
 )
+from partsum.coordinator.handoff_end import note_end, score_start, write_final
 from partsum.coordinator.phases import phase_of
 from partsum.coordinator.run import Run
 from partsum.shared.files import file_digest, sync_folder
@@ -28,21 +30,33 @@ def begin_handoff(run: Run, bytes_moved: tuple[int, int]) -> None:
         run.store.note(handoff_began=run.clock.now(), parts_bytes=bytes_moved)
 
 
-def begin_round(run: Run, round: int, bytes_moved: tuple[int, int]) -> None:
-    """Note what nodes moved before co-training, once."""
-    if phase_of(run.config, round) == "cotrain" and run.store.fact("search_bytes") is None:
+async def begin_round(run: Run, round: int, bytes_moved: tuple[int, int]) -> None:
+    """Note what nodes moved in the phase before, once, where another begins.
+
+    Before the first round in which nodes train the hand-off, its base is scored.
+    """
+    phase = phase_of(run.config, round)
+    if phase == "cotrain" and run.store.fact("search_bytes") is None:
         run.store.note(search_bytes=bytes_moved)
+    if phase == "handoff":
+        begin_handoff(run, bytes_moved)
+        await asyncio.to_thread(score_start, run)
 
 
-async def hand_over(run: Run, changed: Callable[[], None]) -> None:
+async def hand_over(run: Run, bytes_moved: tuple[int, int], changed: Callable[[], None]) -> None:
     """Let DeepSpeed train the merged base; its result becomes the run's ``final.safetensors``.
 
+    Where nodes did that, in rounds, the result is the last of these.
     ``changed`` is called whenever there is news in ``run.handoff_progress``. Raises HandoffError.
     """
-
+    begin_handoff(run, bytes_moved)
     done, final = run.store.fact("handoff"), run.folder / "final.safetensors"
     if done is not None and _is_whole(final, done):  # killed between this and the run's end
         run.loss, run.accuracy = done["end"]["loss"], done["end"]["accuracy"]
+        return
+
+    if run.config.handoff.over_nodes:
+        note_end(run, final, await asyncio.to_thread(write_final, run, final))
         return
 
     def note(progress: HandoffProgress) -> None:

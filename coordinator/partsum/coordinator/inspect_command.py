@@ -17,7 +17,7 @@ from partsum.coordinator.inspect_picture import draw_inspection
 from partsum.coordinator.inspect_table import print_inspection
 from partsum.coordinator.inspection import inspect_base
 from partsum.shared.config import load_config
-from partsum.shared.errors import EXIT_FAILED, EXIT_OK, ConfigError
+from partsum.shared.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, ConfigError
 from partsum.shared.messages import TaskSpec
 from partsum.shared.task import load_samples, load_task
 
@@ -33,7 +33,9 @@ def show_inspection(
     as_json: bool,
     shapes_only: bool,
 ) -> int:
-    """Print what a task's model is cut into. Exit code 1 where the certificate fails.
+    """Print what a task's model is cut into.
+
+    The exit code is 1 where the certificate fails, 2 where there are more parts than units.
 
     Raises:
         ConfigError: flags that cannot be used.
@@ -50,8 +52,12 @@ def show_inspection(
         print(json.dumps(asdict(inspection), indent=2))
     else:
         print_inspection(inspection)
-    failed = any(depth.outcome == "failed" for depth in inspection.depths)
-    return EXIT_FAILED if failed else EXIT_OK
+    if any(depth.outcome == "failed" for depth in inspection.depths):
+        return EXIT_FAILED
+    # A count that one depth is too narrow for may do at the other, in the other mode.
+    uncut = all(depth.parameters is None for depth in inspection.depths)
+    narrow = any(group.units < count for group in inspection.groups)
+    return EXIT_USAGE if uncut and narrow else EXIT_OK
 
 
 def _asked(

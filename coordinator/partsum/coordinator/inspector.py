@@ -33,6 +33,7 @@ class Inspector:
         self.store = store
         self.base = base
         self.cutter = cutter
+        self.first_round = 0  # earlier ones' updates are of another kind
         self._shapes: dict[tuple[Part, bool], Shapes] = {}
         self._seeding = threading.Lock()  # a fresh part is drawn from torch's only generator
 
@@ -80,7 +81,7 @@ class Inspector:
         if self.config.privacy.noise_multiplier or self.config.parts.is_search:
             return []
         changes = self.store.changes(plan.round)
-        rounds = range(max(0, plan.round - _LAST_ROUNDS), plan.round)
+        rounds = range(max(self.first_round, plan.round - _LAST_ROUNDS), plan.round)
         before = [change.mean for r in rounds for change in self.store.changes(r).values()]
         present = {k: change for k, change in changes.items() if k not in missing}
         return outliers(present, before, self.config.merge.norm_bound)

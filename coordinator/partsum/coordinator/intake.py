@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import xxhash
 
 from partsum.coordinator import events as e
-from partsum.coordinator.cohort import Outlier
+from partsum.coordinator.cohort import Change, Outlier
 from partsum.coordinator.desk import NodeDesk
 from partsum.coordinator.metrics import Metrics
 from partsum.coordinator.records import Span
@@ -76,12 +78,33 @@ class Intake:
         masking = round.masking.get(update.part_index)
         if update.session != (masking.session if masking else ""):
             return "its masks are not those of this round"  # it is told the right ones, or was
-        planned, up = round.plan.parts[update.part_index], self._run.config.wire.up
+        planned = round.plan.parts[update.part_index]
+        up = self._run.workshop_of(round.plan.round).config.wire.up
+        if self.follows(update):
+            planned = replace(planned, num_samples=0)
         check_claim(update, planned, round.largest_bytes, up)
         if node.state != "sending":
             node.state, node.offered_at = "sending", self._run.clock.now()
             self._desk.changed()
         return ""
+
+    def follows(self, update: Update) -> bool:
+        """Whether it holds nothing new: in a gang of the hand-off rank 0 delivers for all."""
+        round, gang = self._desk.round, self._desk.gangs.gang
+        if round is None or round.plan.handoff is None or gang is None:
+            return False
+        start = round.plan.parts[update.part_index].start
+        return update.part_index in gang.parts[1:] and update.blob == start
+
+    def take_following(self, node: Node, update: Update) -> None:
+        """Journal an update that is its own start, of which no bytes have to travel."""
+        assert self._desk.round is not None
+        plan = self._desk.round.plan
+        origin = self._run.workshop_of(plan.round).cutter.origin_paths(plan)[update.part_index]
+        path = self.spool(node, update)
+        path.unlink(missing_ok=True)
+        os.link(origin, path)
+        self._taken(node, update, path, Change(0.0, 0, ""))
 
     def spool(self, node: Node, update: Update) -> Path:
         """The file that an update's bytes are gathered in."""
@@ -126,6 +149,10 @@ class Intake:
         if self.update_wanted(node, update):
             path.unlink(missing_ok=True)
             return
+        self._taken(node, update, path, change)
+
+    def _taken(self, node: Node, update: Update, path: Path, change: Change) -> None:
+        """The update is whole, in that file: name and journal it, and tell the machine."""
         now = self._run.clock.now()
         self._run.take_update(node.name, update, path, now, change)
         self._note_spans(node, update, now)
@@ -167,7 +194,8 @@ class Intake:
         """
         round = self._desk.round
         assert round is not None
-        found = self._run.workshop.inspector.outliers(round.plan, missing)
+        works = self._run.workshop_of(round.plan.round)
+        found = works.inspector.outliers(round.plan, missing)
         for outlier in found:
             self._withdraw(round.plan.round, outlier)
             if self._machine.phase != "training":

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from partsum.coordinator.base import Base, seeded_model
 from partsum.coordinator.merge import BLOCK, Contribution, Tensors, merge_state
-from partsum.coordinator.norms import group_norms
 from partsum.shared.errors import WidthError
+from partsum.shared.norms import group_norms
 from partsum.shared.part import Part, cut_module, cut_tensors, index_map, region
 from partsum.shared.task import Samples, Task
 from partsum.shared.width import Widths

@@ -45,12 +45,22 @@ class OuterStep:
         self._factors = factors or {}
 
     def apply(
-        self, old: Path, merger: Merging, out: Path, metadata: Mapping[str, str], round: int
+        self,
+        old: Path,
+        merger: Merging,
+        out: Path,
+        metadata: Mapping[str, str],
+        round: int,
+        anew: bool = False,
     ) -> str:
-        """Write the stepped base, and the moments of the next step; returns the base's digest."""
+        """Write the stepped base, and the moments of the next step; returns the base's digest.
+
+        ``anew``: whatever moments there are belong to another optimizer, or to another phase.
+        """
         begun, ended = (moments_path(self._folder, version) for version in (round, round + 1))
         with ExitStack() as files:
-            before = files.enter_context(TensorFile(begun)) if begun.exists() else None
+            goes_on = begun.exists() and not anew
+            before = files.enter_context(TensorFile(begun)) if goes_on else None
             after = TensorWriter(ended, self._shapes(old), spares=self._spares)
             try:
                 stepped = Stepped(merger, self._optimizer, before, after, self._trained)

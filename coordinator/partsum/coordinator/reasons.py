@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from partsum.coordinator.jobs import Job, Member, alive
+from partsum.coordinator.records import RoundPlan
 
 _NAMED = 8  # parts, or nodes, in a sentence; of a thousand nobody would read it
 
@@ -56,6 +57,17 @@ def _some(names: Iterable[int | str]) -> str:
     left = len(every) - _NAMED
     first = ", ".join(map(str, sorted(every[:_NAMED])))
     return f"{first} and {left} more" if left > 0 else first
+
+
+def why_partial(plan: RoundPlan, missing: Sequence[int], why: str) -> str:
+    """What a round lacks that closed without these parts, and what it waited for until then."""
+    names, parts = ", ".join(map(str, missing)), len(plan.parts)
+    if plan.handoff is not None and len(missing) < parts:
+        there = f"{parts - len(missing)} of {parts} nodes"
+        return (
+            f"round {plan.round + 1} of the hand-off was trained by {there}, without part {names}"
+        )
+    return f"round {plan.round + 1} closed without part {names}; until then it was {why}"
 
 
 def why_failed(error: BaseException, folder: str) -> str:

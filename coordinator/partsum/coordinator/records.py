@@ -33,6 +33,18 @@ class PlannedPart:
 
 
 @dataclass(frozen=True)
+class HandoffSteps:
+    """Which of the hand-off's optimizer steps a round takes, after ``first`` earlier ones."""
+
+    first: int
+    count: int
+    total: int
+    share: float  # where on the schedule the hand-off began
+    batch: int  # samples in a step: of a gang together, else of one node
+    norm_parts: tuple[Part, ...] = ()  # layer norms keep to their slices; none: they do not
+
+
+@dataclass(frozen=True)
 class RoundPlan:
     """A round's parts and where on the schedule it lies."""
 
@@ -42,6 +54,7 @@ class RoundPlan:
     progress: tuple[float, float]
     ahead_to: float = 0.0  # where the next round ends there, if nodes may begin it early; 0: no
     needed: int = 0  # updates without which it cannot close, beside the quorum
+    handoff: HandoffSteps | None = None  # DeepSpeed trains it
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,15 @@ log = logging.getLogger(__name__)
 
 
 class Recovery:
-    """Looks after one run's folder before its rounds go on; ``at`` is the second of the run."""
+    """Looks after one run's folder before its rounds go on; ``at`` is the second of the run.
 
-    def __init__(self, store: Store, workshop: Workshop, at: float) -> None:
+    ``workshop_of`` is who works on a round.
+    """
+
+    def __init__(self, store: Store, workshop_of: Callable[[int], Workshop], at: float) -> None:
         self.store = store
-        self.workshop = workshop
+        self.workshop_of = workshop_of
+        self.workshop = workshop_of(0)
         self.at = at
 
     def recover_rounds(self) -> None:
@@ -79,9 +83,10 @@ class Recovery:
         why = ""
         for round, (result, _, _) in reversed(self.store.results().items()):
             base = self.store.base_path(result.base)
-            files = self.workshop.files_of(round)
+            workshop = self.workshop_of(round)
+            files = workshop.files_of(round)
             damaged = _damaged(files.items())
-            if self.workshop.block and not files:
+            if workshop.block and not files:
                 damaged = f"{base} was committed by a partsum that did not note its parts"
             if not damaged:
                 damaged = _damaged([(base, result.digest)])
@@ -92,11 +97,11 @@ class Recovery:
 
     def _rebuilt(self, round: int, damaged: str) -> bool:
         """Whether a damaged base could be merged again, to the very bytes."""
-        result = self.store.results()[round][0]
-        if not self.workshop.block:
+        result, workshop = self.store.results()[round][0], self.workshop_of(round)
+        if not workshop.block:
             return False
         try:
-            digest = self.workshop.rebuild_base(round)
+            digest = workshop.rebuild_base(round)
         except (PartsumError, OSError, LookupError) as error:
             log.error("%s, and cannot be merged again: %s", damaged, error)
             return False

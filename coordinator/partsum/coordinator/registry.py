@@ -127,6 +127,10 @@ class Registry:
             "benched": node.benched,
         }
 
+    def memories(self) -> dict[str, dict[str, int | float | str]]:
+        """The same of all nodes, by name."""
+        return {node.name: self.memory(node) for node in self}
+
     def join(
         self, name: str, instance: str, now: float, heartbeat_seconds: float
     ) -> tuple[Node, Session]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 
 from partsum.coordinator.figures import (
@@ -23,6 +24,7 @@ from partsum.coordinator.report_charts import (
     timeline_chart,
 )
 from partsum.coordinator.report_structures import structures_section
+from partsum.coordinator.report_study import study_section
 from partsum.coordinator.report_svg import element, escape
 from partsum.coordinator.report_tables import (
     config_text,
@@ -35,10 +37,11 @@ from partsum.coordinator.report_tables import (
     round_table,
     trouble_table,
 )
+from partsum.coordinator.study.results import Row
 from partsum.coordinator.summary import PhaseSummary, Summary
 
 
-def render_report(summary: Summary) -> str:
+def render_report(summary: Summary, study: Sequence[Row] = ()) -> str:
     """The whole page. Works for any summary, also of a run that failed before its first round."""
     style = resources.files("partsum.coordinator").joinpath("report.css").read_text("utf-8")
     sections = (
@@ -47,6 +50,7 @@ def render_report(summary: Summary) -> str:
         _figures(summary),
         _curves(summary),
         structures_section(summary.search),
+        study_section(study),
         _nodes(summary),
         _traffic(summary),
         _parts(summary),
@@ -142,14 +146,14 @@ def _sizes(summary: Summary) -> tuple[str, str, str]:
 
 def _curves(summary: Summary) -> str:
     bands = _bands(summary)
-    parts = [
-        (r.closed_seconds, [x for x in r.part_losses if x is not None]) for r in summary.rounds
-    ]
+    # The hand-off's points tell of its rounds too, and of more.
+    rounds = [r for r in summary.rounds if r.phase != "handoff"]
+    parts = [(r.closed_seconds, [x for x in r.part_losses if x is not None]) for r in rounds]
     accuracy = [
         Curve(
             "base, on validation data",
             "main",
-            [(r.closed_seconds, r.accuracy) for r in summary.rounds if r.accuracy is not None]
+            [(r.closed_seconds, r.accuracy) for r in rounds if r.accuracy is not None]
             + [(p.seconds, p.accuracy) for p in summary.handoff if p.accuracy is not None],
         )
     ]
@@ -163,7 +167,7 @@ def _curves(summary: Summary) -> str:
         Curve(
             "base, on validation data",
             "main",
-            [(r.closed_seconds, r.loss) for r in summary.rounds if r.loss is not None]
+            [(r.closed_seconds, r.loss) for r in rounds if r.loss is not None]
             + [
                 (p.seconds, p.validation_loss)
                 for p in summary.handoff

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from partsum.coordinator.figures import seconds_text
-from partsum.coordinator.ranges import Ranges
+from partsum.coordinator.ranges import visible_ranges
 from partsum.coordinator.report_svg import (
     Scale,
     box,
@@ -25,7 +24,6 @@ WIDTH = 880.0
 _LEFT = 96.0  # the same for all that has a time axis, so that moments line up
 _RIGHT = 14.0
 _DOTS = 24  # a curve of more points than this is drawn without dots
-_COLUMNS = 400  # a group in more pieces than this is sampled: pixels cannot show more
 
 
 @dataclass(frozen=True)
@@ -162,28 +160,12 @@ def parts_picture(summary: Summary) -> str:
         lane = height / len(kept) if shared else height
         for part, ranges in enumerate(kept):
             place = y + part * lane if shared else y
-            for start, end in _visible(ranges, units):
+            for start, end in visible_ranges(ranges, units):
                 tip = f"{name}: part {part} keeps units {start} to {end - 1}"
                 x, width = across(start), across(end) - across(start)
                 drawn.append(box(x, place, width, lane, f"unit {part_style(part)}", tip))
     rows = len(summary.group_units)
     return drawing(WIDTH, top + rows * pitch, "Which part keeps which units", drawn)
-
-
-def _visible(ranges: Ranges, units: int) -> Iterator[tuple[int, int]]:
-    """The ranges, or where they are too many the columns of a raster whose middle they hold."""
-    if len(ranges) <= _COLUMNS / 4:
-        yield from ranges
-        return
-    edges = [round(units * k / _COLUMNS) for k in range(_COLUMNS + 1)]
-    waiting = iter(ranges)
-    start, end = next(waiting)
-    for first, last in pairwise(edges):
-        middle = (first + last) // 2
-        while end <= middle:
-            start, end = next(waiting, (units, units + 1))
-        if start <= middle and last > first:
-            yield first, last
 
 
 def _cut(text: str, length: int) -> str:

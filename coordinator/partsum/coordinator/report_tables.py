@@ -55,7 +55,7 @@ def phase_table(summary: Summary) -> str:
     rows = [
         (
             PHASE_NAMES[phase.name],
-            str(phase.rounds) if phase.name == "parts" else "",
+            str(phase.rounds) if phase.rounds else "",
             share_text(phase.accuracy),
             loss_text(phase.loss),
             seconds_text(phase.wall_seconds),
@@ -155,7 +155,8 @@ def round_table(summary: Summary) -> str:
 
 
 def _round_name(record: RoundSummary) -> str:
-    return f"{record.round} partial" if record.missing_parts else str(record.round)
+    name = f"{record.round}, hand-off" if record.phase == "handoff" else str(record.round)
+    return f"{name} partial" if record.missing_parts else name
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

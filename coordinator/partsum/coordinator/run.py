@@ -19,19 +19,18 @@ from partsum.coordinator.folder import DEEPSPEED_COPY
 from partsum.coordinator.gate_certificate import certify_gates, check_regularisation
 from partsum.coordinator.handoff import HandoffProgress
 from partsum.coordinator.handoff_config import deepspeed_settings
+from partsum.coordinator.handoff_cost import check_handoff
 from partsum.coordinator.invariants import certify
 from partsum.coordinator.leaderboard import Leaderboard
 from partsum.coordinator.phases import total_rounds
 from partsum.coordinator.records import RoundPlan, RoundResult
 from partsum.coordinator.recovery import Recovery
 from partsum.coordinator.search import used_gates
-from partsum.coordinator.search_workshop import SearchWorkshop
 from partsum.coordinator.standings import standings_of
 from partsum.coordinator.store import Store
-from partsum.coordinator.study.workshop import StudyWorkshop
-from partsum.coordinator.team_workshop import TeamWorkshop
 from partsum.coordinator.workplan import Workplan, make_workplan
 from partsum.coordinator.workshop import Workshop
+from partsum.coordinator.workshops import Workshops
 from partsum.shared.config import HandoffConfig, RunConfig
 from partsum.shared.errors import DataError, TaskError
 from partsum.shared.messages import (
@@ -53,14 +52,6 @@ log = logging.getLogger(__name__)
 
 
 _CHECKS = 2  # updates looked at together: each holds some tensors, and nodes may be many
-
-
-def _workshop_kind(config: RunConfig) -> type[Workshop]:
-    if config.parts.is_study:
-        return StudyWorkshop
-    if config.parts.is_search:
-        return TeamWorkshop if config.cotrain.rounds else SearchWorkshop
-    return Workshop
 
 
 class Run:
@@ -85,8 +76,8 @@ class Run:
             torch.set_deterministic_debug_mode("warn")
         device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
         self.base = Base(self.task, device)
-        kind = _workshop_kind(config)
-        self.workshop = kind(config, store, self.base, self.train, self.validation)
+        self.workshops = Workshops(config, store, self.base, self.train, self.validation)
+        self.workshop = self.workshops.parts
         self._checks = asyncio.Semaphore(_CHECKS)
         self.next_round = 0
         self.loss: float | None = None
@@ -108,6 +99,10 @@ class Run:
                 )
             self.store.note(**{key: now})
 
+    def workshop_of(self, round: int) -> Workshop:
+        """Who works on a round."""
+        return self.workshops.of(round)
+
     def handoff_config(self) -> HandoffConfig:
         """The hand-off's section; it names the run's own copy of a DeepSpeed file."""
         handoff = self.config.handoff
@@ -119,8 +114,10 @@ class Run:
         """Everything that can be wrong with model, data or folder is found here, before nodes."""
         if self.config.handoff.enabled:
             deepspeed_settings(self.handoff_config(), self.config.training)
-        recovery = Recovery(self.store, self.workshop, self.clock.now())
+            check_handoff(self.config, self.base, self.train)
+        recovery = Recovery(self.store, self.workshop_of, self.clock.now())
         recovery.recover_rounds()
+        self.workshops.gone_back()
         for result, _, _ in self.store.results().values():
             self.next_round += 1
             self.loss, self.accuracy = result.loss, result.accuracy
@@ -151,13 +148,14 @@ class Run:
         if plan is not None:
             done = await asyncio.to_thread(self._whole_updates, round)
             with self.stages.timing("plan"):
-                await asyncio.to_thread(self.workshop.cutter.restore_starts, plan)
+                await asyncio.to_thread(self.workshop_of(round).cutter.restore_starts, plan)
         else:
             with self.stages.timing("plan"):
                 if round == 0:
                     await asyncio.to_thread(self.workshop.first_base.rank_units)
                 workplan = await asyncio.to_thread(self.workplan, profiles)
-                plan = await asyncio.to_thread(self.workshop.cutter.plan_round, workplan, round)
+                cutter = self.workshop_of(round).cutter
+                plan = await asyncio.to_thread(cutter.plan_round, workplan, round)
             self.store.open_round(plan, self.opened)
         seen = self.store.holders(round)
         holders = [seen.get(k, part.holder) for k, part in enumerate(plan.parts)]
@@ -184,14 +182,16 @@ class Run:
     async def check_update(self, path: Path, plan: RoundPlan, part: int) -> Change:
         """How far an update lies from its start. Raises UpdateRefusedError: it does not fit."""
         async with self._checks:
-            return await asyncio.to_thread(self.workshop.check_update, path, plan, part)
+            workshop = self.workshop_of(plan.round)
+            return await asyncio.to_thread(workshop.check_update, path, plan, part)
 
     async def decode_update(
         self, path: Path, update: Update, plan: RoundPlan
     ) -> tuple[Path, Update]:
         """The update as it is merged. Raises UpdateRefusedError where it cannot be had."""
         async with self._checks:
-            return await asyncio.to_thread(self.workshop.decoder.decode, path, update, plan)
+            decoder = self.workshop_of(plan.round).decoder
+            return await asyncio.to_thread(decoder.decode, path, update, plan)
 
     def take_update(self, node: str, update: Update, path: Path, at: float, change: Change) -> None:
         """Name the spooled update and write it into the journal."""
@@ -206,7 +206,7 @@ class Run:
     async def close_round(self, plan: RoundPlan, missing: tuple[int, ...]) -> RoundResult:
         """Merge, evaluate and commit."""
         result, facts = await asyncio.to_thread(
-            self.workshop.merge_round, plan, missing, self.stages
+            self.workshop_of(plan.round).merge_round, plan, missing, self.stages
         )
         result = replace(result, stage_seconds=self.stages.take())
         await asyncio.to_thread(self._commit, plan.round, result, facts)
@@ -223,7 +223,8 @@ class Run:
             keep = max(2, self.config.keep_bases) if self.config.keep_bases else 0
             if not self.store.journal.back_up():
                 keep = 0  # the last backup still speaks of the bases that would go now
-            self.store.tidy(keep, self.workshop.kept_paths(keep))
+            last_parts = self.config.parts.rounds - 1  # whose plan the report shows
+            self.store.tidy(keep, self.workshops.kept_paths(keep), last_parts)
             if round + 1 == total_rounds(self.config):
                 self.store.spares.clear()  # nothing comes that could be written over them
 

@@ -134,7 +134,7 @@ def _print(
     if config.cotrain.rounds:
         console.print(team_text(config, team))
     for sentence in advise(config):
-        console.print(f"warning: {sentence}", style="yellow")
+        console.print(f"warning: {sentence}", style="yellow", markup=False)
     flops = _flops(sizes, costs, samples)
     each = gflop_text(flops / config.parts.count)
     console.print(

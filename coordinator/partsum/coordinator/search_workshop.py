@@ -14,7 +14,7 @@ from partsum.coordinator.cost import part_cost
 from partsum.coordinator.cutter import base_name
 from partsum.coordinator.leaderboard import Candidate, Leaderboard, Score
 from partsum.coordinator.merge import AVERAGE, Contribution, merge_files
-from partsum.coordinator.phases import total_rounds
+from partsum.coordinator.phases import handoff_rounds
 from partsum.coordinator.planner.structures import Newcomer
 from partsum.coordinator.records import Received, RoundPlan, RoundResult, finite
 from partsum.coordinator.search import Search
@@ -135,7 +135,7 @@ class SearchWorkshop(Workshop):
     def _winner_scores(self, round: int, best: str, path: Path) -> Scores | None:
         """The base, as the best structure, on all of the validation data."""
         every = self.config.parts.evaluate_every
-        last = self._is_last(round) or round + 1 == total_rounds(self.config)
+        last = self._is_last(round) or round + 1 == handoff_rounds(self.config).start
         if not (last or (every and (round + 1) % every == 0)):
             return None
         model = self.base.model(path, off=self.search.part(best).off)

@@ -20,6 +20,7 @@ from partsum.coordinator.conclude import Outcome, conclude
 from partsum.coordinator.daemon import CoordinatorDaemon
 from partsum.coordinator.gate import Gate
 from partsum.coordinator.limits import connections
+from partsum.coordinator.live.door import LiveDoor
 from partsum.coordinator.run import Run
 from partsum.coordinator.service import (
     CoordinatorService,
@@ -27,6 +28,7 @@ from partsum.coordinator.service import (
     add_coordinator_service,
 )
 from partsum.coordinator.summary import Summary
+from partsum.coordinator.trackers.tracking import Tracking, chosen
 from partsum.protos.v1 import partsum_pb2_grpc as rpc
 from partsum.shared.errors import PartsumError
 from partsum.shared.metrics import MetricsServer
@@ -57,13 +59,22 @@ async def serve(run: Run, ready: int | None = None) -> Summary:
         host = in_address(config.host)
         address = f"{host}:{_bind(server, host, config.port, access)}"
         run.store.note(address=address, access=str(access.folder.path) if access else "")
-        return await _serve(run, server, gate, address, ready)
+        tracking = Tracking(run, chosen(run.config.trackers))
+        tracking.start()
+        summary = await _serve(run, server, gate, access, address, ready)
     finally:
         await server.stop(_GRACE_SECONDS)
+    await asyncio.to_thread(tracking.end, summary)
+    return summary
 
 
 async def _serve(
-    run: Run, server: grpc.aio.Server, gate: Gate, address: str, ready: int | None
+    run: Run,
+    server: grpc.aio.Server,
+    gate: Gate,
+    access: Access | None,
+    address: str,
+    ready: int | None,
 ) -> Summary:
     config = run.config.server
     daemon = CoordinatorDaemon(run, address)
@@ -73,16 +84,14 @@ async def _serve(
     rpc.add_OperatorServiceServicer_to_server(OperatorService(daemon), server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    live = LiveDoor(daemon, access)
     metrics = MetricsServer(
-        daemon.metrics.registry, config.metrics_host, config.metrics_port, daemon.health
+        daemon.metrics.registry, config.metrics_host, config.metrics_port, daemon.health, live.pages
     )
+    http = f"http://{in_address(config.metrics_host)}:{metrics.port}"
     log.info("run %s in %s", run.folder.name, run.folder)
-    log.info(
-        "listening on %s; metrics on http://%s:%d/metrics",
-        address,
-        in_address(config.metrics_host),
-        metrics.port,
-    )
+    log.info("listening on %s; metrics on %s/metrics", address, http)
+    log.info("live page on %s/", http)
     run.store.note(metrics_port=metrics.port)
     try:
         async with _signals(daemon):
@@ -95,6 +104,7 @@ async def _serve(
             registry = daemon.desk.registry
             return await asyncio.to_thread(conclude, run, registry, _outcome(state), reason)
     finally:
+        await live.end()
         await daemon.close()
         metrics.close()
 

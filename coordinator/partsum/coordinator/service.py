@@ -120,6 +120,7 @@ class CoordinatorService:
                     gflops=ready.gflops,
                     task_digest=ready.task_digest,
                     data_digest=ready.data_digest,
+                    deepspeed=ready.deepspeed,
                 )
                 self._desk.ready(node, profile)
             case "progress":
@@ -175,6 +176,9 @@ class CoordinatorService:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         if reason:
             return pb.OfferResponse(wanted=False, reason=reason)
+        if self._intake.follows(update):
+            self._intake.take_following(node, update)
+            return pb.OfferResponse(wanted=False, reason="it is in; it holds nothing new")
         spool = self._intake.spool(node, update)
         held = held_bytes(spool, update.sent.size_bytes)
         return pb.OfferResponse(wanted=True, offset=held)

@@ -233,9 +233,9 @@ class Store:
                 "INSERT OR REPLACE INTO curve VALUES (?, ?, ?)", (step, at, json.dumps(body))
             )
 
-    def curve(self) -> list[tuple[int, float, dict[str, Any]]]:
-        """The hand-off's curve: (step, seconds of the run, loss and scores)."""
-        rows = self._read("SELECT step, at, body FROM curve ORDER BY step")
+    def curve(self, after: int = -1) -> list[tuple[int, float, dict[str, Any]]]:
+        """The hand-off's curve beyond a step: (step, seconds of the run, loss and scores)."""
+        rows = self._read("SELECT step, at, body FROM curve WHERE step > ? ORDER BY step", after)
         return [(step, at, json.loads(body)) for step, at, body in rows]
 
     # -- files ------------------------------------------------------------------------------------
@@ -266,11 +266,11 @@ class Store:
             if int(path.stem.rpartition("-")[2]) > after:
                 path.unlink()
 
-    def tidy(self, keep_bases: int, keep_parts: set[Path]) -> None:
+    def tidy(self, keep_bases: int, keep_parts: set[Path], keep_plan: int = -1) -> None:
         """Remove bases beyond the newest ``keep_bases``, other parts, and the whole spool.
 
         Plans go with the bases, and the facts of their rounds, such as a search's leaderboard: they
-        are what makes a journal large, and slow to back up.
+        are what makes a journal large, and slow to back up. Round ``keep_plan`` keeps its own.
         """
         bases, gone = self.folder / "bases", list((self.folder / "spool").iterdir())
         if keep_bases:
@@ -279,8 +279,8 @@ class Store:
             with self._transaction() as db:
                 db.execute(
                     "UPDATE rounds SET plan = '', facts = NULL WHERE plan <> '' AND "
-                    "round <= (SELECT max(round) FROM rounds) - ?",
-                    (keep_bases,),
+                    "round <= (SELECT max(round) FROM rounds) - ? AND round <> ?",
+                    (keep_bases, keep_plan),
                 )
         gone += bases.glob(".*")  # a killed merge's
         gone += set((self.folder / "parts").iterdir()) - keep_parts

@@ -29,7 +29,7 @@ class PhaseSummary(Record):
     name: Literal["parts", "cotrain", "handoff"]
     """parts: rounds of nodes by themselves; cotrain: rounds in a gang; handoff: DeepSpeed."""
     rounds: int
-    """Rounds committed in it; 0 for the hand-off."""
+    """Rounds committed in it; 0 for a hand-off on the coordinator's host."""
     accuracy: Measured
     """Of the base on validation data at the phase's end, a share in [0, 1]."""
     loss: Measured
@@ -119,6 +119,8 @@ class RoundSummary(Record):
 
     round: int
     """Its number, from 1."""
+    phase: Literal["parts", "cotrain", "handoff"] = "parts"
+    """The phase that it belongs to."""
     accuracy: Measured
     """Of the merged base on validation data; null: not evaluated in this round."""
     loss: Measured

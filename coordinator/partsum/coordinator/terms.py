@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 from partsum.coordinator.events import RoundSettings
 from partsum.coordinator.phases import gang_rounds, total_rounds
-from partsum.coordinator.records import RoundPlan
+from partsum.coordinator.records import HandoffSteps, RoundPlan
 from partsum.shared import limits
 from partsum.shared.config import RunConfig
 from partsum.shared.errors import RefusedError
-from partsum.shared.messages import Assignment, Encoding, NodeProfile, Regularisation, TrainSettings
+from partsum.shared.messages import (
+    Assignment,
+    Encoding,
+    NodeProfile,
+    Regularisation,
+    TrainSettings,
+    ZeroWork,
+)
 from partsum.shared.secure import LEAST_MEMBERS
 
+_ANEW = "DeepSpeed's moments begin anew, and the weights will not be those of an undisturbed run"
 TEXT_LIMIT = 200  # characters of what a node calls itself, its version or its device
 
 
@@ -32,7 +40,7 @@ def round_settings(config: RunConfig) -> RoundSettings:
         backup_after=rounds.backup_after,
         refusals=rounds.refusals,
         handoff=config.handoff.enabled,
-        sticky=needs_its_node(config),
+        sticky=needs_its_node(config) or _keeps_moments(config),
         pinned=secure,
         least=max(LEAST_MEMBERS, quorum) if secure else 0,
         spare=parts.is_study,
@@ -63,9 +71,17 @@ def needs_its_node(config: RunConfig) -> bool:
     return config.deterministic and (moments or residuals)
 
 
+def _keeps_moments(config: RunConfig) -> bool:
+    """Whether the hand-off's nodes keep DeepSpeed's moments, which its bytes depend on."""
+    return config.deterministic and config.handoff.over_nodes
+
+
 def why_moved(config: RunConfig, plan: RoundPlan, part: int, node: str) -> str:
     """What is lost when that node trains the part; empty: nothing."""
     planned = plan.parts[part]
+    if plan.handoff is not None:  # of a gang, `why_anew` tells
+        moved = config.handoff.is_over("apart") and plan.handoff.first and planned.holder != node
+        return f"part {part} goes to {node}: {_ANEW}" if moved else ""
     goes_on = plan.round > 0 and planned.start is not None
     if not (needs_its_node(config) and goes_on) or planned.holder == node:
         return ""
@@ -75,6 +91,14 @@ def why_moved(config: RunConfig, plan: RoundPlan, part: int, node: str) -> str:
         f"part {part} goes to {node}, but its {what} {where}: the weights will not be those of an "
         "undisturbed run"
     )
+
+
+def why_anew(plan: RoundPlan, parts: Sequence[int], nodes: Mapping[int, str]) -> str:
+    """What a gang of the hand-off loses by being another than the last one; empty: nothing."""
+    if plan.handoff is None or not plan.handoff.first:
+        return ""
+    before = {k: planned.holder for k, planned in enumerate(plan.parts) if planned.holder}
+    return "" if {part: nodes[part] for part in parts} == before else f"another gang: {_ANEW}"
 
 
 def _return_seconds(config: RunConfig) -> float:
@@ -114,6 +138,12 @@ def check_profile(config: RunConfig, digests: tuple[str, str], profile: NodeProf
         raise RefusedError(
             f"this node claims {profile.memory_bytes} B of memory and {profile.gflops} GFLOP/s, "
             "which no device has"
+        )
+    if config.handoff.over_nodes and not profile.deepspeed:
+        raise RefusedError(
+            "the nodes of this run train its hand-off with DeepSpeed, which this node does not "
+            "have: install partsum[handoff] on it (scripts/build_deepspeed.sh builds its ops), or "
+            'set handoff.over = "host" in run.toml'
         )
     if profile.task_digest != task_digest:
         raise RefusedError(
@@ -155,12 +185,14 @@ def train_settings(config: RunConfig) -> TrainSettings:
     )
 
 
-def _settings(config: RunConfig, round: int) -> TrainSettings:
+def _settings(config: RunConfig, plan: RoundPlan) -> TrainSettings:
     """Those of a round. In a gang moments stay with its members, from its second round on."""
     settings, gangs = train_settings(config), gang_rounds(config)
-    if round not in gangs:
+    if plan.handoff is not None:  # whose moments are DeepSpeed's
+        return replace(settings, batch_size=plan.handoff.batch)
+    if plan.round not in gangs:
         return settings
-    return replace(settings, carry_moments=False, keep_moments=round > gangs.start)
+    return replace(settings, carry_moments=False, keep_moments=plan.round > gangs.start)
 
 
 def assignment(config: RunConfig, plan: RoundPlan, index: int) -> Assignment:
@@ -178,7 +210,25 @@ def assignment(config: RunConfig, plan: RoundPlan, index: int) -> Assignment:
         first_sample=planned.first_sample,
         num_samples=planned.num_samples,
         progress=plan.progress,
-        settings=_settings(config, plan.round),
+        settings=_settings(config, plan),
         start_delta=planned.delta,
         ahead_to=plan.ahead_to,
+        zero=_zero_work(config, plan.handoff) if plan.handoff else None,
+    )
+
+
+def _zero_work(config: RunConfig, steps: HandoffSteps) -> ZeroWork:
+    """What DeepSpeed is to do in a round of the hand-off."""
+    handoff = config.handoff
+    return ZeroWork(
+        way=handoff.how,
+        stage=handoff.zero_stage,
+        offload=handoff.offload,
+        micro_batches=handoff.micro_batches,
+        first_step=steps.first,
+        steps=steps.count,
+        total_steps=steps.total,
+        share=steps.share,
+        norm_parts=steps.norm_parts,
+        own_data=handoff.data == "clusters" and handoff.how == "together",
     )

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from partsum.coordinator.access import Access
-from partsum.coordinator.members import Key, Members, certificate_digest, token_digest
+from partsum.coordinator.members import Key, Kind, Members, certificate_digest, token_digest
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared.credentials import Role
 from partsum.shared.errors import RefusedError, StateError
@@ -80,12 +80,18 @@ class Doorman:
         access: the register; None asks nobody.
         allow: the nodes that may join; None: all.
         now: Unix seconds.
+        kind: what they show; by default what the register's config asks for.
     """
 
     def __init__(
-        self, access: Access | None, allow: list[str] | None, now: Callable[[], float]
+        self,
+        access: Access | None,
+        allow: list[str] | None,
+        now: Callable[[], float],
+        kind: Kind | None = None,
     ) -> None:
         self._access = access
+        self._kind = kind or (access.kind if access else "token")
         self._allow = allow
         self._now = now
 
@@ -93,11 +99,11 @@ class Doorman:
         """Find out who it is. Raises Denied."""
         if self._access is None:
             return
-        shown = _token(context) if self._access.kind == "token" else _certificate(context)
+        shown = _token(context) if self._kind == "token" else _certificate(context)
         if not shown:
             raise Denied(
                 grpc.StatusCode.UNAUTHENTICATED,
-                f"this coordinator asks for a {self._access.kind}, and none was shown: give "
+                f"this coordinator asks for a {self._kind}, and none was shown: give "
                 "--credentials FILE with one",
             )
         visitor.digest = shown
@@ -112,7 +118,7 @@ class Doorman:
             members = self._access.folder.members()
             if members is visitor.members and visitor.key and visitor.key.holds(now):
                 return
-            member, key = members.find(self._access.kind, visitor.digest, now)
+            member, key = members.find(self._kind, visitor.digest, now)
         except StateError as error:
             log.error("nobody can come in: %s", error)
             sentence = "the coordinator cannot read its register of members"

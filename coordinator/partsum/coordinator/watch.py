@@ -185,9 +185,10 @@ async def _lines(statuses: AsyncIterator[RunStatus], console: Console) -> RunSta
 
 def status_line(status: RunStatus) -> str:
     """A status as one line of a log."""
-    reason = f": {plain_text(status.reason)}" if status.reason else ""
+    phase, reason = _phase(status), plain_text(status.reason)
+    news = reason if reason.startswith(phase) else f"{phase}: {reason}" if reason else phase
     return (
-        f"[{clock_text(status.elapsed_seconds)}] {_phase(status)}{reason} "
+        f"[{clock_text(status.elapsed_seconds)}] {news} "
         f"(accuracy {share_text(status.accuracy)}, loss {loss_text(status.loss)}, "
         f"{bytes_text(status.bytes_sent)} to nodes, {bytes_text(status.bytes_received)} from them)"
     )

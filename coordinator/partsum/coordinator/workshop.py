@@ -49,6 +49,7 @@ class Workshop:
     """Works on one run's store."""
 
     _cutter: type[Cutter] = Cutter
+    _anew: tuple[int, ...] = ()  # rounds whose outer step begins without moments
 
     def __init__(
         self, config: RunConfig, store: Store, base: Base, train: Samples, validation: Samples
@@ -183,7 +184,8 @@ class Workshop:
             folder = self.store.folder / "bases"
             spares = self.store.spares
             outer = OuterStep(optimizer, self.base.trained, folder, spares, self.factors)
-            digest = outer.apply(old, merger, out, metadata, plan.round)
+            anew = plan.round in self._anew
+            digest = outer.apply(old, merger, out, metadata, plan.round, anew)
         else:
             scaling = scaled(merger, self.factors)
             digest = write_merged(old, scaling, out, metadata, spares=self.store.spares)

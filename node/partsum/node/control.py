@@ -157,6 +157,7 @@ def ready(profile: NodeProfile) -> pb.ControlRequest:
             gflops=profile.gflops,
             task_digest=profile.task_digest,
             data_digest=profile.data_digest,
+            deepspeed=profile.deepspeed,
         )
     )
 

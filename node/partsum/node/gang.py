@@ -70,7 +70,7 @@ class Gang:
             device: where tensors lie.
             opened: told the store's port, by rank 0.
         """
-        with _in_words("meet"):
+        with in_words("meet"):
             if place.rank == 0:
                 listener = _listen(host)
                 port = int(listener.getsockname()[1])
@@ -83,16 +83,33 @@ class Gang:
             gang._group(tuple(range(place.size)))
         return gang
 
+    def make_world(self) -> None:
+        """Let torch's own world be this gang, for a library that knows no other.
+
+        The process cannot leave it in good order: what it does next must be its last work.
+        """
+        interface = interface_of(self._host)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+        with in_words("make a world"):
+            distributed.init_process_group(
+                self.place.backend,
+                store=PrefixStore("world", self._store),
+                rank=self.place.rank,
+                world_size=self.place.size,
+                timeout=_seconds(self.place.timeout_seconds),
+            )
+
     def sum(self, tensor: Tensor, ranks: Ranks) -> Tensor:
         """The sum over those members, of which this is one; the same bits on all of them."""
-        with _in_words("add up tensors"):
+        with in_words("add up tensors"):
             here = self._carried(tensor)
             self._group(ranks).allreduce([here]).wait()
         return here.to(tensor.device)
 
     def copy_of(self, tensor: Tensor, ranks: Ranks, source: int) -> Tensor:
         """What ``source``, one of those members, calls this with."""
-        with _in_words("copy tensors"):
+        with in_words("copy tensors"):
             here = self._carried(tensor)
             options = distributed.BroadcastOptions()
             options.rootRank = ranks.index(source)
@@ -164,7 +181,7 @@ def _seconds(seconds: float) -> timedelta:
 
 
 @contextmanager
-def _in_words(what: str) -> Iterator[None]:
+def in_words(what: str) -> Iterator[None]:
     """torch's errors as GangBrokeError: they are about sockets, and name no member."""
     try:
         yield

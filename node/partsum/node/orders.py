@@ -32,8 +32,15 @@ class Train:
     samples: Path | None
     output: Path  # the update is written here; the optimizer state beside it
     residual: Path | None = None  # what the encoding of this part's last update lost
+    folder: Path | None = None  # where the node keeps what only it has
     host: str = ""  # of a gang's member: its own address
     meet: str = ""  # and where rank 0 is; empty for rank 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the worker is of no use after it: in a gang, torch's world and DeepSpeed's are
+        the process's own."""
+        return self.assignment.gang is not None and self.assignment.zero is not None
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,7 @@ class WorkerProcess:
             TaskError: the worker had to be restarted, and cannot load the task any more.
         """
         await self._whole()
+        worker = self._process
         done: asyncio.Future[Done | Built] = asyncio.get_running_loop().create_future()
         self._training[order.ticket] = done
         self._send(order)
@@ -182,6 +183,8 @@ class WorkerProcess:
             raise
         finally:
             self._training.pop(order.ticket, None)
+            if isinstance(order, Train) and order.is_last and worker is self._process:
+                self._replace()
 
     def next_ticket(self) -> int:
         """A number for the next order."""
@@ -261,7 +264,7 @@ class WorkerProcess:
         if process is not None:
             process.kill()
             process.join()
-            log.info("another worker takes over after a gang that broke")
+            log.debug("another worker takes over from one that was in a gang")
             self._load_again()
 
     def _bury(self) -> None:

@@ -61,6 +61,7 @@ class Supplies:
             samples=samples,
             output=self._blobs.folder / f"update-{ticket}",
             residual=self._residual(a) if a.start else None,
+            folder=self._state.folder,
         )
 
     async def _start(self, start: Blob, delta: Delta | None) -> Path:

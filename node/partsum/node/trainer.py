@@ -104,7 +104,7 @@ def train(
     a = job.assignment
     if a.num_samples == 0 and job.start is not None and a.settings.aggregate == "weights":
         assert a.start is not None
-        update = _update(a, Tally(a.id, clock), a.start, peak_memory_bytes(job.device))
+        update = update_of(a, Tally(a.id, clock), a.start, peak_memory_bytes(job.device))
         return Trained(update, None, None)
     return Training.begin(task, job, clock).finish(on_progress, should_stop)
 
@@ -245,11 +245,12 @@ def _write(job: Job, model: PartModel, optimizer: torch.optim.Optimizer, tally: 
         save_moments(beside, model.module, optimizer, a.part)
     digest = save_tensors(job.output, tensors, metadata, durable=False)
     blob = Blob(digest, job.output.stat().st_size)
-    update = _update(a, tally, blob, peak_memory_bytes(job.device))
+    update = update_of(a, tally, blob, peak_memory_bytes(job.device))
     return Trained(update, job.output, beside)
 
 
-def _update(a: Assignment, tally: Tally, blob: Blob, peak_memory_bytes: int) -> Update:
+def update_of(a: Assignment, tally: Tally, blob: Blob, peak_memory_bytes: int) -> Update:
+    """What there is to say of an assignment that is trained, its tensors in ``blob``."""
     return Update(
         assignment_id=a.id,
         round=a.round,

@@ -12,6 +12,7 @@ import queue
 import signal
 import threading
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -201,6 +202,7 @@ class _Bench:
             gflops=probe.measure_gflops(device),
             task_digest=tasks.task_digest(spec),
             data_digest=digest,
+            deepspeed=find_spec("deepspeed") is not None,
         )
 
     def _train(self, order: Train) -> tuple[Done | Undone, bool]:
@@ -222,7 +224,14 @@ class _Bench:
             if self._task is None or self._ahead is None:
                 raise TaskError("the worker was told to train before it was told the task")
             job = self._job(order)
-            trained = self._ahead.train(self._task, job, report, should_stop)
+            if order.assignment.zero is None:
+                trained = self._ahead.train(self._task, job, report, should_stop)
+            else:
+                from partsum.node.zero import train_zero
+
+                self._ahead.drop()
+                assert order.folder is not None
+                trained = train_zero(self._task, job, order.folder, report, should_stop)
             done = encode_update(trained, job)
             return Done(order.ticket, **vars(done)), False
         except StoppedError:

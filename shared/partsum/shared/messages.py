@@ -72,6 +72,7 @@ class NodeProfile:
     gflops: float  # measured float32 matrix products, 10^9 a second
     task_digest: str
     data_digest: str  # empty: this node has no copy of the data set
+    deepspeed: bool = False  # it is installed here
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,30 @@ class TrainSettings:
     encoding: Encoding = "float32"  # of updates on their way
     keep_moments: bool = False  # of this node's last update of the part, whatever the start
     regularisation: Regularisation = Regularisation()
+
+
+ZeroWay = Literal["apart", "together", "pipeline"]
+"""How nodes train the hand-off; see HandoffConfig."""
+
+
+@dataclass(frozen=True)
+class ZeroWork:
+    """A stretch of the hand-off, which DeepSpeed trains; see HandoffConfig for most fields.
+
+    Steps count optimizer steps of the hand-off: ``first_step`` were done before this assignment,
+    which takes ``steps`` of the ``total_steps``. ``share`` is where on the run's schedule it began.
+    """
+
+    way: ZeroWay
+    stage: Literal[0, 1, 2, 3]
+    offload: bool
+    micro_batches: int
+    first_step: int
+    steps: int
+    total_steps: int
+    share: float
+    norm_parts: tuple[Part, ...] = ()  # layer norms keep to their slices; none: they do not
+    own_data: bool = False  # of a gang's member: its cluster is its own; else all share one
 
 
 Backend = Literal["gloo", "nccl"]
@@ -159,6 +184,7 @@ class Assignment:
     masking: Masking | None = None  # secure aggregation: how to mask the update
     ahead_to: float = 0.0
     start_delta: Delta | None = None  # makes the start out of an older one, in fewer bytes
+    zero: ZeroWork | None = None  # DeepSpeed trains it, in a process of its own
     gang: GangPlace | None = None  # train it in step with others
 
 

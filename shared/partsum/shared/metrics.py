@@ -1,39 +1,25 @@
-"""The HTTP door of a daemon: /metrics for Prometheus and /healthz for everyone."""
+"""The HTTP door of a daemon: /metrics for Prometheus, /healthz for everyone, and pages beside."""
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable, Iterable
-from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from partsum.shared.errors import PartsumError
+from partsum.shared.http import make_http_server
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _ServerOnIpv6(_Server):
-    address_family = socket.AF_INET6
-
-
-class _Quiet(WSGIRequestHandler):
-    timeout = 10.0  # a caller that says nothing must not keep its thread for ever
-
-    def log_message(self, format: str, *args: object) -> None:
-        """A scrape is not an event."""
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 class MetricsServer:
-    """Serves a registry until closed; ``health()`` returns (well, a sentence)."""
+    """Serves a registry until closed; ``health()`` returns (well, a sentence).
+
+    ``pages`` answers for all paths but /metrics and /healthz; without it, metrics are everywhere.
+    """
 
     def __init__(
         self,
@@ -41,20 +27,22 @@ class MetricsServer:
         host: str,
         port: int,
         health: Callable[[], tuple[bool, str]],
+        pages: WSGIApplication | None = None,
     ) -> None:
         metrics = make_wsgi_app(registry)
 
         def app(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
-            if environ.get("PATH_INFO") != "/healthz":
-                page: Iterable[bytes] = metrics(environ, start)
+            path = environ.get("PATH_INFO")
+            if path != "/healthz":
+                answer = metrics if pages is None or path == "/metrics" else pages
+                page: Iterable[bytes] = answer(environ, start)
                 return page
             well, sentence = health()
             start("200 OK" if well else "503 Service Unavailable", [("Content-Type", "text/plain")])
             return [f"{sentence}\n".encode()]
 
         try:
-            kind = _ServerOnIpv6 if ":" in host else _Server
-            self._server = make_server(host, port, app, kind, _Quiet)
+            self._server = make_http_server(host, port, app)
         except OSError as error:
             raise PartsumError(
                 f"cannot serve metrics on {host}:{port}: {error.strerror or error}. "

@@ -24,6 +24,7 @@ from partsum.shared.wire_settings import (
 from partsum.shared.wire_settings import (
     settings_to_wire as settings_to_wire,
 )
+from partsum.shared.wire_zero import zero_from_wire, zero_to_wire
 
 PROTOCOL = 3  # raised when old and new can no longer talk
 
@@ -71,6 +72,7 @@ def assignment_to_wire(assignment: m.Assignment) -> pb.Assignment:
         masking=wire_secure.masking_to_wire(masking) if masking else None,
         ahead_to=assignment.ahead_to,
         start_delta=_delta_to_wire(delta) if delta else None,
+        zero=zero_to_wire(assignment.zero) if assignment.zero else None,
         gang=wire_gang.place_to_wire(assignment.gang) if assignment.gang else None,
     )
 
@@ -105,6 +107,7 @@ def assignment_from_wire(assignment: pb.Assignment) -> m.Assignment:
         masking=wire_secure.masking_from_wire(a.masking) if a.HasField("masking") else None,
         ahead_to=limits.within(a.ahead_to, a.progress_end if a.ahead_to else 0, 1, "ahead_to"),
         start_delta=_delta_from_wire(a.start_delta) if a.HasField("start_delta") else None,
+        zero=zero_from_wire(a.zero) if a.HasField("zero") else None,
         gang=wire_gang.place_from_wire(a.gang) if a.HasField("gang") else None,
     )
 

@@ -42,6 +42,31 @@ GANG_BACKEND_GLOO: GangBackend.ValueType  # 1
 GANG_BACKEND_NCCL: GangBackend.ValueType  # 2
 Global___GangBackend: typing_extensions.TypeAlias = GangBackend
 
+class _ZeroWay:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ZeroWayEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ZeroWay.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ZERO_WAY_UNSPECIFIED: _ZeroWay.ValueType  # 0
+    ZERO_WAY_APART: _ZeroWay.ValueType  # 1
+    """this node by itself"""
+    ZERO_WAY_TOGETHER: _ZeroWay.ValueType  # 2
+    """data-parallel over a gang"""
+    ZERO_WAY_PIPELINE: _ZeroWay.ValueType  # 3
+    """a stage of a gang's"""
+
+class ZeroWay(_ZeroWay, metaclass=_ZeroWayEnumTypeWrapper): ...
+
+ZERO_WAY_UNSPECIFIED: ZeroWay.ValueType  # 0
+ZERO_WAY_APART: ZeroWay.ValueType  # 1
+"""this node by itself"""
+ZERO_WAY_TOGETHER: ZeroWay.ValueType  # 2
+"""data-parallel over a gang"""
+ZERO_WAY_PIPELINE: ZeroWay.ValueType  # 3
+"""a stage of a gang's"""
+Global___ZeroWay: typing_extensions.TypeAlias = ZeroWay
+
 class _Encoding:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -198,11 +223,14 @@ class Ready(google.protobuf.message.Message):
     GFLOPS_FIELD_NUMBER: builtins.int
     TASK_DIGEST_FIELD_NUMBER: builtins.int
     DATA_DIGEST_FIELD_NUMBER: builtins.int
+    DEEPSPEED_FIELD_NUMBER: builtins.int
     device: builtins.str
     memory_bytes: builtins.int
     gflops: builtins.float
     task_digest: builtins.str
     data_digest: builtins.str
+    deepspeed: builtins.bool
+    """it is installed here"""
     def __init__(
         self,
         *,
@@ -211,8 +239,9 @@ class Ready(google.protobuf.message.Message):
         gflops: builtins.float = ...,
         task_digest: builtins.str = ...,
         data_digest: builtins.str = ...,
+        deepspeed: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["data_digest", b"data_digest", "device", b"device", "gflops", b"gflops", "memory_bytes", b"memory_bytes", "task_digest", b"task_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data_digest", b"data_digest", "deepspeed", b"deepspeed", "device", b"device", "gflops", b"gflops", "memory_bytes", b"memory_bytes", "task_digest", b"task_digest"]) -> None: ...
 
 Global___Ready: typing_extensions.TypeAlias = Ready
 
@@ -483,6 +512,7 @@ class Assignment(google.protobuf.message.Message):
     AHEAD_TO_FIELD_NUMBER: builtins.int
     START_DELTA_FIELD_NUMBER: builtins.int
     GANG_FIELD_NUMBER: builtins.int
+    ZERO_FIELD_NUMBER: builtins.int
     id: builtins.str
     round: builtins.int
     part_index: builtins.int
@@ -523,6 +553,10 @@ class Assignment(google.protobuf.message.Message):
     def gang(self) -> Global___GangPlace:
         """present: train it in step with others"""
 
+    @property
+    def zero(self) -> Global___ZeroWork:
+        """present: DeepSpeed trains it, in a process of its own"""
+
     def __init__(
         self,
         *,
@@ -543,9 +577,10 @@ class Assignment(google.protobuf.message.Message):
         ahead_to: builtins.float = ...,
         start_delta: Global___Delta | None = ...,
         gang: Global___GangPlace | None = ...,
+        zero: Global___ZeroWork | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cluster", b"cluster", "gang", b"gang", "masking", b"masking", "part", b"part", "samples", b"samples", "settings", b"settings", "start", b"start", "start_delta", b"start_delta"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ahead_to", b"ahead_to", "cluster", b"cluster", "first_sample", b"first_sample", "gang", b"gang", "id", b"id", "masking", b"masking", "num_samples", b"num_samples", "part", b"part", "part_index", b"part_index", "progress_end", b"progress_end", "progress_start", b"progress_start", "round", b"round", "samples", b"samples", "seed", b"seed", "settings", b"settings", "start", b"start", "start_delta", b"start_delta"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["cluster", b"cluster", "gang", b"gang", "masking", b"masking", "part", b"part", "samples", b"samples", "settings", b"settings", "start", b"start", "start_delta", b"start_delta", "zero", b"zero"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["ahead_to", b"ahead_to", "cluster", b"cluster", "first_sample", b"first_sample", "gang", b"gang", "id", b"id", "masking", b"masking", "num_samples", b"num_samples", "part", b"part", "part_index", b"part_index", "progress_end", b"progress_end", "progress_start", b"progress_start", "round", b"round", "samples", b"samples", "seed", b"seed", "settings", b"settings", "start", b"start", "start_delta", b"start_delta", "zero", b"zero"]) -> None: ...
 
 Global___Assignment: typing_extensions.TypeAlias = Assignment
 
@@ -628,6 +663,61 @@ class GangMeet(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["address", b"address", "gang", b"gang"]) -> None: ...
 
 Global___GangMeet: typing_extensions.TypeAlias = GangMeet
+
+@typing.final
+class ZeroWork(google.protobuf.message.Message):
+    """A stretch of the hand-off: so many of its steps, on the whole base."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WAY_FIELD_NUMBER: builtins.int
+    STAGE_FIELD_NUMBER: builtins.int
+    OFFLOAD_FIELD_NUMBER: builtins.int
+    MICRO_BATCHES_FIELD_NUMBER: builtins.int
+    FIRST_STEP_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    TOTAL_STEPS_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    NORM_PARTS_FIELD_NUMBER: builtins.int
+    OWN_DATA_FIELD_NUMBER: builtins.int
+    way: Global___ZeroWay.ValueType
+    stage: builtins.int
+    """of ZeRO: what is sharded over the ranks"""
+    offload: builtins.bool
+    """optimizer state and step in host memory"""
+    micro_batches: builtins.int
+    """of a pipeline: pieces of a batch"""
+    first_step: builtins.int
+    """steps of the hand-off that were done before"""
+    steps: builtins.int
+    """of this assignment"""
+    total_steps: builtins.int
+    """of the hand-off"""
+    share: builtins.float
+    """where on the schedule the hand-off starts"""
+    own_data: builtins.bool
+    """of a gang's member: its cluster is its own; else they share one"""
+    @property
+    def norm_parts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Part]:
+        """layer norms keep to the slices of these; none: they do not"""
+
+    def __init__(
+        self,
+        *,
+        way: Global___ZeroWay.ValueType = ...,
+        stage: builtins.int = ...,
+        offload: builtins.bool = ...,
+        micro_batches: builtins.int = ...,
+        first_step: builtins.int = ...,
+        steps: builtins.int = ...,
+        total_steps: builtins.int = ...,
+        share: builtins.float = ...,
+        norm_parts: collections.abc.Iterable[Global___Part] | None = ...,
+        own_data: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["first_step", b"first_step", "micro_batches", b"micro_batches", "norm_parts", b"norm_parts", "offload", b"offload", "own_data", b"own_data", "share", b"share", "stage", b"stage", "steps", b"steps", "total_steps", b"total_steps", "way", b"way"]) -> None: ...
+
+Global___ZeroWork: typing_extensions.TypeAlias = ZeroWork
 
 @typing.final
 class Delta(google.protobuf.message.Message):

@@ -4,6 +4,7 @@ Each field is followed by what it does; docs/configuration.md is generated from 
 """
 
 from partsum.shared.config.gang import CotrainConfig, GangConfig
+from partsum.shared.config.handoff import HandoffConfig
 from partsum.shared.config.outer import OuterConfig
 from partsum.shared.config.regularisation import RegularisationConfig
 from partsum.shared.config.relevance import RelevanceConfig
@@ -13,11 +14,11 @@ from partsum.shared.config.start import StartConfig
 from partsum.shared.config.structures import GatesConfig, StructuresConfig
 from partsum.shared.config.study import StudyConfig
 from partsum.shared.config.text import load_config, parse_config
+from partsum.shared.config.trackers import TrackersConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
 from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import (
     DataConfig,
-    HandoffConfig,
     PartsConfig,
     RoundsConfig,
     TaskConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "StructuresConfig",
     "StudyConfig",
     "TaskConfig",
+    "TrackersConfig",
     "TrainingConfig",
     "WireConfig",
     "load_config",

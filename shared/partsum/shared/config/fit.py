@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from partsum.shared.config.handoff import HandoffConfig
 from partsum.shared.config.outer import OuterConfig
 from partsum.shared.config.relevance import RelevanceConfig
 from partsum.shared.config.start import StartConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig
 from partsum.shared.config.wire import WireConfig
-from partsum.shared.config.work import HandoffConfig, PartsConfig, RoundsConfig, TrainingConfig
+from partsum.shared.config.work import PartsConfig, RoundsConfig, TrainingConfig
 from partsum.shared.secure import LEAST_MEMBERS
 
 _LEAST = {"trimmed_mean": (2, 1), "krum": (2, 3), "multi_krum": (2, 3)}  # a f + b updates

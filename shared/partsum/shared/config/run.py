@@ -19,6 +19,7 @@ from partsum.shared.config.fit import (
     check_wire,
 )
 from partsum.shared.config.gang import CotrainConfig, GangConfig, check_gang
+from partsum.shared.config.handoff import HandoffConfig, check_handoff
 from partsum.shared.config.outer import OuterConfig
 from partsum.shared.config.regularisation import RegularisationConfig, check_regularisation
 from partsum.shared.config.relevance import RelevanceConfig
@@ -26,11 +27,11 @@ from partsum.shared.config.section import Section
 from partsum.shared.config.start import StartConfig
 from partsum.shared.config.structures import GatesConfig, StructuresConfig, check_structures
 from partsum.shared.config.study import StudyConfig
+from partsum.shared.config.trackers import TrackersConfig
 from partsum.shared.config.trust import MergeConfig, PrivacyConfig, ServerConfig
 from partsum.shared.config.wire import WireConfig
 from partsum.shared.config.work import (
     DataConfig,
-    HandoffConfig,
     PartsConfig,
     RoundsConfig,
     TaskConfig,
@@ -70,6 +71,7 @@ class RunConfig(Section):
     handoff: HandoffConfig = HandoffConfig()
     study: StudyConfig = StudyConfig()
     server: ServerConfig = ServerConfig()
+    trackers: TrackersConfig = TrackersConfig()
 
     @model_validator(mode="after")
     def _quorum_of_nodes(self) -> RunConfig:
@@ -91,5 +93,6 @@ class RunConfig(Section):
         check_regularisation(self.regularisation, self.gates, self.parts, self.structures)
         check_structures(self.gates, self.parts, self.start, self.wire, self.merge, self.privacy)
         check_gang(self.gang, self.cotrain, self.parts, self.structures, self.server)
+        check_handoff(self.handoff, self.parts, self.privacy, self.gang, self.server)
         check_study(self.parts, self.merge, self.outer, self.wire, self.privacy, self.handoff)
         return self

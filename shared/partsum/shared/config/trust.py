@@ -66,9 +66,10 @@ class ServerConfig(Section):
     calls_per_second: Annotated[float, Field(gt=0)] = 200.0
     """How many calls and control messages one peer may make a second, in the long run."""
     metrics_host: str = "127.0.0.1"
-    """Address of /metrics and /healthz, which ask for no credentials and tell no weights."""
+    """Address of /metrics and /healthz, which ask for no credentials and tell no weights, and of
+    the live page, which beyond loopback asks for an operator's token."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9464
-    """HTTP port for /metrics and /healthz; 0 takes a free one."""
+    """HTTP port of all three; 0 takes a free one."""
     insecure: bool = False
     """Listen beyond loopback without any authentication. Only on a network you trust."""
 

@@ -198,36 +198,3 @@ class RoundsConfig(Section):
                 f"{value:g} times the median is sooner than usual; give 1 or more, or 0 for never"
             )
         return value
-
-
-class HandoffConfig(Section):
-    """DeepSpeed's part of the run."""
-
-    enabled: bool = True
-    """Hand the merged base to DeepSpeed when the rounds are done."""
-    epochs: NotNegative = 2.0
-    """Passes over all of the training data."""
-    batch_size: Positive = 64
-    """Samples in a global batch, over all ranks."""
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate; by default training.learning_rate."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """ZeRO: what is sharded over ranks: 1 optimizer state, 2 gradients too, 3 parameters too."""
-    offload: bool = True
-    """Keep optimizer state and step in host memory (ZeRO-Offload, DeepSpeedCPUAdam)."""
-    local_world_size: Positive = 1
-    """Ranks on the coordinator's host; one for each GPU there."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 uses DeepSpeed's torch_autocast; weights stay float32."""
-    deepspeed_config: str | None = None
-    """A DeepSpeed JSON file of your own, taken as it is; relative to run.toml."""
-    checkpoint_every_steps: Positive = 200
-    """Steps between DeepSpeed checkpoints; a killed hand-off goes on from the newest."""
-    restarts: Annotated[int, Field(ge=0)] = 3
-    """A job that dies is started again from its newest checkpoint, but at most this many times in a
-    row without getting any further."""
-    evaluations: Annotated[int, Field(ge=0)] = 4
-    """How often the hand-off evaluates on its way, beside once at its end."""
-    norms: Literal["plain", "grouped"] = "plain"
-    """Mode block: layer norms over the whole width, as in your model, or over each part's slice, as
-    trained (0.3-0.8 points better for a small ViT, but then part of the final model)."""

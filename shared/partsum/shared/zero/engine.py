@@ -1,7 +1,8 @@
-"""The model in DeepSpeed's hands, and out of them again."""
+"""A model in DeepSpeed's hands, and out of them again."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,15 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from partsum.coordinator.handoff import HandoffJob
-from partsum.coordinator.handoff_config import DeepSpeedSettings
-from partsum.coordinator.norms import group_norms
 from partsum.shared.errors import HandoffError
-from partsum.shared.gates import close_gates, find_structure
-from partsum.shared.part import Part
-from partsum.shared.regularisation import regularise
-from partsum.shared.task import Task
-from partsum.shared.tensors import load_tensors
+from partsum.shared.zero.settings import DeepSpeedSettings
 
 
 @dataclass(frozen=True)
@@ -53,6 +47,9 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add this micro batch's gradients, over the ranks."""
 
+    def destroy(self) -> None:
+        """Let go of the hooks and buffers that it holds."""
+
     def step(self) -> None:
         """Step the optimizer, after the last micro batch of a batch."""
 
@@ -65,27 +62,13 @@ class Engine(Protocol):
         """Load this rank's share; returns its path and the client state."""
 
 
-def build_model(job: HandoffJob, task: Task) -> nn.Module:
-    """The task's model with the base's weights, its norms grouped where the job says so.
-
-    Branches whose gates are off are not in it, and in training gates are random where the job says
-    so.
-    """
-    model = task.model()
-    model.load_state_dict(load_tensors(job.base), strict=True)
-    widths = find_structure(model) if job.norm_parts or job.off else None
-    if widths is not None:
-        parts = [Part({name: tuple(u) for name, u in part.items()}) for part in job.norm_parts]
-        group_norms(model, widths, parts)
-        close_gates(model, widths, job.off)
-    return regularise(model, job.regularisation, widths)
-
-
 def start_engine(model: nn.Module, settings: DeepSpeedSettings, place: Place) -> Engine:
     """DeepSpeed's engine around the model, which it moves to its device and shards."""
     import deepspeed  # its import takes a second, and asks which accelerator there is
 
     _check_ops(settings, place.on_gpu)
+    # One word for each rank about what DeepSpeed is to call otherwise, which nobody here can mend.
+    warnings.filterwarnings("ignore", r".torch\.distributed\.\w+. is deprecated", FutureWarning)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine: Engine
     engine, *_ = deepspeed.initialize(
@@ -141,8 +124,3 @@ def whole_tensors(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> dict[s
             whole[id(tensor)] = (tensor if master is None else master).detach().cpu()
         tensors[name] = whole[id(tensor)].to(dtypes[name])
     return tensors
-
-
-def log(text: str) -> None:
-    """Say something in handoff.log, where the ranks' output goes."""
-    print(f"partsum: {text}", flush=True)
