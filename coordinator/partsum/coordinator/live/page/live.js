@@ -151,7 +151,8 @@ function outcome(status) {
 }
 
 function titleText(status) {
-  const where = { parts: `round ${Math.min(status.round + 1, status.rounds)} of ${status.rounds}`, handoff: "hand-off" };
+  const round = `round ${Math.min(status.round + 1, status.rounds)} of ${status.rounds}`;
+  const where = { parts: round, cotrain: round, handoff: "hand-off" };
   return `${where[status.phase] ?? status.phase} · ${shareText(status.accuracy)} · ${status.run}`;
 }
 

@@ -8,7 +8,8 @@ const NODES = 16; // a screen has no room for more: those that do something come
 const ROUNDS = 12;
 const INCIDENTS = 16;
 const STANDINGS = 10;
-const PHASES = { waiting: "waiting", parts: "parts", handoff: "hand-off" };
+const PHASES = { waiting: "waiting", parts: "parts", cotrain: "co-training", handoff: "hand-off" };
+const ROUND_PHASES = ["parts", "cotrain"];
 export const STAGES = ["plan", "send", "train", "receive", "merge", "evaluate"];
 const BUSY = ["receiving", "training", "sending"];
 
@@ -27,11 +28,11 @@ export function heading(status, link, elapsed) {
 /** Where the run is on its way, as three steps that fill. */
 export function track(status, history) {
   const handoff = history ? history.handoff_planned : true;
-  const rounds = status.rounds ? (status.round + (status.parts_count && status.phase === "parts" ? status.parts_in / status.parts_count : 0)) / status.rounds : 0;
+  const rounds = status.rounds ? (status.round + (status.parts_count && ROUND_PHASES.includes(status.phase) ? status.parts_in / status.parts_count : 0)) / status.rounds : 0;
   const done = status.phase === "finished";
   const past = done || status.phase === "handoff" || history?.handoff_began_seconds != null;
   const steps = [
-    status.rounds > 0 && { name: "parts", share: past ? 1 : rounds, text: `${Math.min(status.round, status.rounds)} of ${many(status.rounds, "round")}`, on: status.phase === "parts" },
+    status.rounds > 0 && { name: status.phase === "cotrain" ? "co-training" : "parts", share: past ? 1 : rounds, text: `${Math.min(status.round, status.rounds)} of ${many(status.rounds, "round")}`, on: ROUND_PHASES.includes(status.phase) },
     handoff && { name: "hand-off", share: done ? 1 : status.handoff_steps ? status.handoff_step / status.handoff_steps : 0, text: handoffText(status), on: status.phase === "handoff" },
   ].filter(Boolean);
   return h("ol", { class: "track" }, steps.map((step) =>
