@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +86,25 @@ def test_figures_that_are_no_numbers_come_back_from_the_journal(tmp_path: Path) 
         assert updates[0].update.samples_per_second == math.inf
         assert math.isnan(updates[1].update.samples_per_second)
         assert store.results()[0][0].loss == math.inf
+
+
+def test_a_journal_that_is_closed_under_a_reader_lets_it_finish(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    fill(store)
+    started = threading.Event()
+
+    def read() -> None:
+        while True:
+            store.results()
+            started.set()
+
+    with ThreadPoolExecutor(4) as threads:
+        readers = [threads.submit(read) for _ in range(4)]
+        assert started.wait(20)
+        store.close()
+        for reader in readers:
+            with pytest.raises(StateError, match="closed"):
+                reader.result(timeout=20)
 
 
 def test_a_second_coordinator_is_refused_in_words(tmp_path: Path) -> None:

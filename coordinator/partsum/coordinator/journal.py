@@ -97,8 +97,9 @@ class Journal:
         self._db.executescript(f"BEGIN; {steps} PRAGMA user_version = {VERSION}; COMMIT;")
 
     def close(self) -> None:
-        """Let the file go."""
-        self._db.close()
+        """Let the file go; who reads it in another thread is let finish, and then told no more."""
+        with self._guard:  # SQLite under a thread that still reads is a segmentation fault
+            self._db.close()
 
     def read(self, sql: str, *arguments: object) -> list[Any]:
         """All rows of a query."""
