@@ -86,7 +86,7 @@ class StatusNow(Record):
     run: str
     """The run's name."""
     phase: str
-    """Where it is: waiting, parts, cotrain, handoff, finished, stopped, failed; others may be added."""
+    """Where it is: waiting, parts, cotrain, handoff, finished, stopped, failed; or one to come."""
     reason: str
     """What it waits for and why, or why it ended, in a sentence."""
     round: int
