@@ -44,8 +44,8 @@ def test_every_panel_has_data_of_a_run_that_searches_and_hands_off(
     make_cluster: Callable[..., Cluster], tmp_path: Path
 ) -> None:
     cluster = make_cluster(
-        rounds=2,
-        local_epochs=6.0,
+        rounds=5,  # some seconds each, also on a fast machine: rates need two scrapes
+        local_epochs=25.0,
         parts='planner = "structures"\nmoments = "travel"',
         rounds_section="min_nodes = 2",
         handoff=True,
@@ -63,7 +63,7 @@ def test_every_panel_has_data_of_a_run_that_searches_and_hands_off(
     begun = time.time()
     with closing(Prometheus(tmp_path, targets)) as prometheus:
         prometheus.until_ready()
-        assert cluster.wait("coordinator") == 0, cluster.log("coordinator")
+        assert cluster.wait("coordinator", 200) == 0, cluster.log("coordinator")
         ended = time.time()
         assert_all_have_data(prometheus, begun, ended)
         picture = Picture(prometheus.url, begun, ended, WINDOW)

@@ -56,10 +56,17 @@ class HandoffMeter:
         steps, before = plan.handoff, self._run.handoff_progress
         if steps is None:
             return
-        step, loss = steps.first + steps.count, before.loss if before else 0.0
-        self._show(HandoffProgress(step, steps.total, loss, None, 0.0, 0))
-        body = {"loss": None, "validation_loss": result.loss, "accuracy": result.accuracy}
+        step, loss = steps.first + steps.count, self._trained_loss(plan)
+        shown = before.loss if before and loss is None else loss or 0.0
+        self._show(HandoffProgress(step, steps.total, shown, None, 0.0, 0))
+        body = {"loss": loss, "validation_loss": result.loss, "accuracy": result.accuracy}
         self._run.store.note_curve(step, self._run.clock.now(), body)
+
+    def _trained_loss(self, plan: RoundPlan) -> float | None:
+        """The round's mean training loss; of a gang rank 0 tells it for all."""
+        updates = [item.update for item in self._run.store.updates(plan.round).values()]
+        losses = [update.loss for update in updates if update.num_samples]
+        return sum(losses) / len(losses) if losses else None
 
     def _show(self, progress: HandoffProgress) -> None:
         self._run.handoff_progress = progress
