@@ -53,7 +53,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/hostile.py --quick
 
 chaos: $(READY)
-	$(BIN)/pytest -m long tests/faults
+	$(BIN)/pytest -m long tests/faults tests/e2e
 	$(BIN)/python tests/faults/chaos.py --minutes $(or $(MINUTES),10) --kills $(or $(KILLS),200) \
 		$(if $(SEED),--seed $(SEED))
 

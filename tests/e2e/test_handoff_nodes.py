@@ -92,6 +92,7 @@ def test_nodes_apart_train_the_whole_base_and_it_takes_an_outer_step(
         assert float(file.read("head.weight").abs().sum()) > 0
 
 
+@pytest.mark.long
 def test_a_killed_node_and_a_killed_coordinator_cost_nodes_apart_the_open_round(
     start: Callable[..., Cluster],
 ) -> None:

@@ -71,6 +71,7 @@ def test_a_member_that_is_killed_and_comes_back_leaves_no_trace(
         assert "-g2 meets at" in stage.cluster.log("coordinator")
 
 
+@pytest.mark.long
 def test_a_members_worker_that_dies_leaves_no_trace(tmp_path: Path, calm: dict[str, bytes]) -> None:
     with staged(tmp_path) as stage:
         hold_in_gang(stage)
