@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -18,9 +17,6 @@ from tests.browser import CHROMIUM, Browser
 ROOT = Path(__file__).parents[2]
 SEARCHED = "document.querySelector('.md-search-result__meta').textContent"
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
-
-if importlib.util.find_spec("mkdocs") is None:
-    pytest.skip("the site needs the extra docs", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def _tree(root: Path, packages: list[str]) -> Path:
         log = root.with_suffix(".log")
         with open(log, "wb") as handle:
             code = subprocess.call(
-                [*command, _SUITE, str(root), _mirror()], stdout=handle, stderr=subprocess.STDOUT
+                [*command, _SUITE, str(root), *_mirror()], stdout=handle, stderr=subprocess.STDOUT
             )
         if code:
             raise RuntimeError(f"debootstrap ended with {code}; see {log}")
@@ -74,11 +74,11 @@ def _tree(root: Path, packages: list[str]) -> Path:
     return root
 
 
-def _mirror() -> str:
-    """Where this machine's own packages come from."""
-    listed = subprocess.check_output(["apt-get", "indextargets", "--format", "$(SITE)"], text=True)
-    sites = [site for site in listed.split() if "debian.org" in site and "security" not in site]
-    return sites[0] if sites else "http://deb.debian.org/debian"
+def _mirror() -> list[str]:
+    """Where this machine's own packages of that release come from; else debootstrap knows one."""
+    listing = ["apt-get", "indextargets", "--format", "$(CODENAME) $(SITE)"]
+    listed = map(str.split, subprocess.check_output(listing, text=True).splitlines())
+    return [site for suite, site in listed if suite == _SUITE][:1]
 
 
 def _finish_python(root: Path) -> None:
