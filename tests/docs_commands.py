@@ -21,7 +21,7 @@ from partsum.shared.cli import build_parser
 ROOT = Path(__file__).parents[1]
 GENERATED = {"cli.md"}  # from the parsers themselves
 PROGRAMS = (
-    "apt", "cd", "cp",
+    "apt", "bash", "cd", "cp", "install", "sh", "useradd",
     "curl", "docker", "docker-compose", "git", "helm", "kubectl", "make", "mkdocs",
     "mlflow", "partsum", "pip", "prometheus", "promtool", "pytest", "python", "python3", "ssh",
     "sudo", "systemctl", "tensorboard", "torchrun", "wandb",
@@ -158,10 +158,18 @@ def trouble(command: str) -> str:
             return _missing("make targets", targets - _targets())
         case ["python" | "python3", script, *rest] if "..." not in script and script[0] != "-":
             return _python(script, rest)
+        case ["sh" | "bash", script, *_]:
+            known = any((folder / script).exists() for folder in (ROOT, *_folders()))
+            return "" if known else f"there is no {script}"
         case ["pytest", *rest]:
             paths = {word for word in rest if "/" in word}
             return _missing("files", {path for path in paths if not (ROOT / path).exists()})
     return ""
+
+
+def _folders() -> list[Path]:
+    """Where a page says to go before it runs a script."""
+    return [path for path in (ROOT / "deploy").iterdir() if path.is_dir()]
 
 
 def _missing(what: str, names: set[str]) -> str:

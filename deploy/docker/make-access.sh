@@ -7,7 +7,8 @@
 # another day), and leaves the rest alone.
 set -eu
 nodes=${1:?how many nodes}
-access=/var/lib/partsum/access
+access=${ACCESS:-/var/lib/partsum/access}
+credentials=${CREDENTIALS:-/credentials}
 if [ ! -e "$access/operator.toml" ]; then
     partsum certs init --folder "$access" >/dev/null
     echo "made the authority, and the coordinator's certificate"
@@ -17,9 +18,9 @@ number=0
 while [ "$number" -lt "$nodes" ]; do
     number=$((number + 1))
     name=node$number
-    target=/credentials/$name.credentials.toml
+    target=$credentials/$name.credentials.toml
     [ -n "$(find "$target" -mtime -300 2>/dev/null)" ] && continue
-    draft=/credentials/.$name.new
+    draft=$credentials/.$name.new
     rm -f "$draft"
     # A name that is registered has a token that grows old, or it was interrupted before its file
     # was in place.

@@ -30,5 +30,6 @@ def test_two_stretches_of_the_hand_off_end_with_the_bits_of_one(tmp_path: Path) 
     assert said.returncode == 0, said.stderr[-3000:]
     lines = [line for line in said.stdout.splitlines() if line.startswith("stage=")]
     assert len(lines) == 4
+    assert "kept ['p0-s2.safetensors']" in said.stdout
     assert all("same=True moved=True" in line for line in lines), lines
     assert "without DeepSpeed's moments" not in said.stderr

@@ -27,13 +27,14 @@ def stretch(
     folder: Path, start: Path, first: int, steps: int, stage: Stage, offload: bool
 ) -> Trained:
     """Take ``steps`` of six steps, after ``first`` earlier ones."""
-    work = ZeroWork("apart", stage, offload, 1, first, steps, 6, 0.0)
+    before = "0" * 32 if first else ""
+    work = ZeroWork("apart", stage, offload, 1, first, steps, 6, 0.0, start_before=before)
     given = Assignment(
         id=f"s{first}",
         round=first,
         part_index=0,
         part=WHOLE,
-        seed=5,
+        seed=(2**31 - 1) * 1_000_003,  # the largest that a config's seed makes
         start=Blob("0" * 32, 1),
         cluster=Blob("1" * 32, 1),
         samples=None,
@@ -50,10 +51,21 @@ def stretch(
     return train_zero(TASK, job, folder, lambda progress: None, lambda: False)
 
 
+def kept_of_another_run(folder: Path, start: Path) -> None:
+    """What an earlier run left in the node's folder goes, and not what this one has just kept."""
+    own = folder / "own"
+    own.mkdir()
+    for step in (4, 6):
+        save_tensors(own / f"p0-s{step}.safetensors", {})
+    stretch(own, start, 0, 2, 0, False)
+    print("kept", sorted(path.name for path in own.glob("p0-s*")))
+
+
 def main(folder: Path) -> None:
     torch.manual_seed(0)
     start = folder / "start"
     save_tensors(start, TASK.model().state_dict())
+    kept_of_another_run(folder, start)
     ways: tuple[tuple[Stage, bool], ...] = ((0, False), (1, True), (2, True), (3, False))
     for stage, offload in ways:
         one = stretch(folder, start, 0, 6, stage, offload)

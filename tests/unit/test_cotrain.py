@@ -23,19 +23,22 @@ from tests.unit.test_shared_weights import meet
 
 from partsum.coordinator.base import Base
 from partsum.coordinator.cutter import write_clusters
+from partsum.coordinator.events import Formed
+from partsum.coordinator.gang_desk import GangDesk
 from partsum.coordinator.phases import gang_rounds, phase_of, total_rounds
 from partsum.coordinator.records import RoundPlan
+from partsum.coordinator.registry import Registry
 from partsum.coordinator.search_plan import team_cost, team_text
 from partsum.coordinator.store import Store
 from partsum.coordinator.team_workshop import TeamWorkshop
-from partsum.coordinator.terms import assignment, moments_travel
+from partsum.coordinator.terms import assignment, moments_travel, why_moved
 from partsum.node.gang import Gang
 from partsum.node.meeting import Meeting, own_address
 from partsum.node.process import GangError
 from partsum.node.trainer import Job, train
 from partsum.protos.v1 import partsum_pb2 as pb
-from partsum.shared.config import CotrainConfig, RunConfig, parse_config
-from partsum.shared.errors import ConfigError
+from partsum.shared.config import CotrainConfig, GangConfig, RunConfig, parse_config
+from partsum.shared.errors import ConfigError, WireError
 from partsum.shared.messages import GangPlace, Part, Update
 from partsum.shared.tensors import load_tensors
 
@@ -208,9 +211,10 @@ def test_rank_0_is_where_the_others_come_to_and_says_so() -> None:
     said: list[pb.ControlRequest] = []
 
     async def meet() -> str:
-        meeting = Meeting("fd00::1", said.append)
+        meeting = Meeting(lambda: "fd00::1", said.append)
+        address = await meeting.address(place(0))
         meeting.opened("r0-g1", 4711)
-        return await meeting.address(place(0))
+        return address
 
     assert asyncio.run(meet()) == ""
     assert said[0].gang_opened == pb.GangOpened(gang="r0-g1", address="[fd00::1]:4711")
@@ -218,7 +222,7 @@ def test_rank_0_is_where_the_others_come_to_and_says_so() -> None:
 
 def test_the_others_learn_where_before_or_after_they_ask() -> None:
     async def meet(early: bool) -> str:
-        meeting = Meeting("127.0.0.1", lambda request: None)
+        meeting = Meeting(lambda: "127.0.0.1", lambda request: None)
         meeting.told("r0-g0", "127.0.0.1:1")  # of one that broke
         if early:
             meeting.told("r0-g1", "127.0.0.1:2")
@@ -230,9 +234,62 @@ def test_the_others_learn_where_before_or_after_they_ask() -> None:
     assert [asyncio.run(meet(early)) for early in (True, False)] == ["127.0.0.1:2"] * 2
 
 
+def test_where_a_gang_meets_is_said_again_to_a_coordinator_that_may_have_missed_it() -> None:
+    said: list[pb.ControlRequest] = []
+
+    async def meet() -> None:
+        meeting = Meeting(lambda: "127.0.0.1", said.append)
+        await meeting.address(place(0))
+        meeting.opened("r0-g1", 4711)
+        meeting.say_again("r0-g2")
+        meeting.say_again("r0-g1")
+
+    asyncio.run(meet())
+    assert said == [said[0]] * 2
+
+
+def test_nobody_meets_again_in_a_gang_that_broke() -> None:
+    async def meet(rank: int) -> None:
+        meeting = Meeting(lambda: "127.0.0.1", lambda request: None)
+        meeting.broke("r0-g1")
+        await meeting.address(place(rank))
+
+    for rank in (0, 1):
+        with pytest.raises(GangError, match="has broken already"):
+            asyncio.run(meet(rank))
+
+
+def test_an_address_that_is_none_is_refused_where_it_is_said(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        registry = Registry({})
+        nodes = dict(enumerate("ab"))
+        for name in nodes.values():
+            registry.join(name, name, 0.0, 1.0)
+        desk = GangDesk(store, registry, GangConfig())
+        desk.form(0, Formed(1, (0, 1)), nodes)
+        first = registry.get("a")
+        assert first is not None
+        for address in ("nowhere", "host:port", "127.0.0.1:1\nforged"):
+            with pytest.raises(WireError):
+                desk.opened(first, pb.GangOpened(gang="r0-g1", address=address), nodes)
+        desk.opened(first, pb.GangOpened(gang="r0-g1", address="127.0.0.1:1"), nodes)
+        assert desk.gang is not None
+        assert desk.gang.address == "127.0.0.1:1"
+        assert GangDesk(store, registry, GangConfig()).restore(0) == Formed(1, (0, 1))
+
+
+def test_moments_are_missed_where_a_gang_goes_on_and_not_where_it_begins(tmp_path: Path) -> None:
+    shop, store = searched(tmp_path)
+    with closing(store):
+        plan = opened(shop, 1)
+        assert why_moved(shop.config, plan, 0, "another") == ""
+        later = replace(plan, round=2)
+        assert "its moments are with" in why_moved(shop.config, later, 0, "another")
+
+
 def test_a_rank_0_that_never_says_where_is_no_fault_of_the_others() -> None:
     async def meet() -> None:
-        await Meeting("127.0.0.1", lambda request: None).address(place(1, 0.01))
+        await Meeting(lambda: "127.0.0.1", lambda request: None).address(place(1, 0.01))
 
     with pytest.raises(GangError, match="has not said within"):
         asyncio.run(meet())
@@ -240,4 +297,5 @@ def test_a_rank_0_that_never_says_where_is_no_fault_of_the_others() -> None:
 
 def test_a_nodes_own_address_is_the_one_on_the_way_to_the_coordinator() -> None:
     assert own_address("127.0.0.1:50061") == "127.0.0.1"
-    assert own_address("no.such.host.invalid:50061") == "127.0.0.1"
+    with pytest.raises(GangError, match="with --gang-host"):
+        own_address("no.such.host.invalid:50061")

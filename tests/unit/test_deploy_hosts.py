@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from partsum.shared.credentials import read_credentials
+
 ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "deploy" / "docker"
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 
 Json = dict[str, Any]
@@ -95,6 +99,34 @@ def test_kustomize_builds_the_overlays(overlay: str) -> None:
     ]
     wanted = {"base": [None, None], "gpu": [1, 1]}[overlay]
     assert [c["resources"]["limits"].get("nvidia.com/gpu") for c in containers] == wanted
+
+
+def test_tokens_are_made_once_and_renewed_when_they_grow_old(tmp_path: Path) -> None:
+    access, credentials = tmp_path / "access", tmp_path / "credentials"
+    credentials.mkdir()
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    places = {"PATH": path, "ACCESS": str(access), "CREDENTIALS": str(credentials)}
+    said, before = [], {}
+    for days in (0, 301):
+        files = sorted(credentials.iterdir())
+        before = {file.name: file.read_text() for file in files}
+        if days:
+            old = time.time() - days * 86400
+            os.utime(files[0], (old, old))
+        said.append(
+            subprocess.check_output(
+                ["sh", str(DOCKER / "make-access.sh"), "2"],
+                env={**os.environ, **places},
+                text=True,
+                timeout=60,
+            ).splitlines()[-1]
+        )
+    assert said == [f"made the tokens of {n} nodes; {2 - n} had theirs" for n in (2, 1)]
+    after = {file.name: file.read_text() for file in credentials.iterdir()}
+    changed = [name for name in sorted(after) if after[name] != before[name]]
+    assert changed == ["node1.credentials.toml"]
+    for name in after:
+        read_credentials(credentials / name)
 
 
 def test_kubernetes_gets_credentials_for_each_pod_and_not_the_authoritys_key(

@@ -72,6 +72,22 @@ def test_a_node_that_had_a_part_is_waited_for_before_the_gang_forms() -> None:
     assert assigned(machine.handle(e.NodeReady("c"), 61.0)) == {"a": 0, "b": 1, "c": 2}
 
 
+def test_a_spare_node_does_not_take_the_part_of_one_that_may_come_back() -> None:
+    machine, _ = opened(nodes=("a", "b", "c", "d"))
+    machine.handle(e.NodeGone("b"), 61.0)
+    broke = machine.handle(e.GangBroke("a", 0, "b is gone"), 62.0)
+    assert formed(broke) is None
+    assert assigned(machine.handle(e.Tick(), 66.0)) == {"a": 0, "c": 2, "d": 1}
+
+
+def test_a_quarantined_node_is_not_waited_for() -> None:
+    machine = RoundMachine(SETTINGS, 0, 0.0, benched=["c"])
+    for node in ("a", "b"):
+        machine.handle(e.NodeReady(node), 0.0)
+    machine.handle(e.Tick(), 60.0)
+    assert assigned(machine.handle(e.Planned(["a", "b", "c"]), 60.0)) == {"a": 0, "b": 1}
+
+
 def test_without_it_the_gang_forms_with_those_who_are_there() -> None:
     machine, _ = opened(nodes=("a", "b"), holders=("a", "b", "c"))
     assert assigned(machine.handle(e.Tick(), 65.0)) == {"a": 0, "b": 1}

@@ -15,11 +15,13 @@ from partsum.coordinator.cohort import Change
 from partsum.coordinator.cutter import blob_of
 from partsum.coordinator.folder import new_run
 from partsum.coordinator.handoff_end import note_end, score_start, write_final
+from partsum.coordinator.handoff_meter import HandoffMeter
+from partsum.coordinator.metrics import Metrics
 from partsum.coordinator.records import RoundPlan
 from partsum.coordinator.run import Run
 from partsum.shared.config import parse_config
 from partsum.shared.files import file_digest
-from partsum.shared.messages import Update
+from partsum.shared.messages import Progress, Update
 from partsum.shared.tensors import load_tensors, save_tensors
 
 Make = Callable[[str], Run]
@@ -148,3 +150,51 @@ def test_the_last_base_becomes_the_final_weights_with_its_scores(
     assert noted["digest"] == file_digest(final)
     assert noted["start"]["loss"] == pytest.approx(noted["end"]["loss"], rel=1e-5)
     assert [step for step, _, _ in run.store.curve()] == [0]
+
+
+def point(run: Run, step: int) -> dict[str, float | None]:
+    return next(body for at, _, body in run.store.curve() if at == step)
+
+
+def test_what_nodes_tell_on_the_way_replaces_no_point_that_was_scored(make_run: Make) -> None:
+    run = make_run('how = "apart"')
+    meter = HandoffMeter(run, Metrics())
+    score_start(run)
+    plan = plan_of(run, 0)
+    assert plan.handoff is not None
+    first, all_samples = plan.handoff.batch, plan.parts[0].num_samples
+    meter.hear(plan, 0, Progress("r0-p0", first, 2.0, 100.0))  # half a step, of two nodes
+    assert point(run, 0)["validation_loss"] is not None
+    for part in range(2):
+        deliver(run, plan, part, all_samples, 0.01)
+        meter.hear(plan, part, Progress(f"r0-p{part}", all_samples, 2.0, 100.0))
+    assert [at for at, _, _ in run.store.curve()] == [0]
+    commit(run, plan)
+    result, _, _ = run.store.results()[0]
+    meter.committed(plan, result)
+    scored = point(run, plan.handoff.count)
+    assert (scored["loss"], scored["validation_loss"]) == (0.0, result.loss)
+
+
+def test_what_a_gang_that_broke_told_counts_no_more(make_run: Make) -> None:
+    run = make_run('how = "together"\nzero_stage = 2')
+    meter, plan = HandoffMeter(run, Metrics()), plan_of(run, 0)
+    for part in range(2):
+        meter.hear(plan, part, Progress(f"r0-p{part}-g1", plan.parts[0].num_samples, 2.0, 1.0))
+    meter.hear(plan, 0, Progress("r0-p0-g2", 0, 3.0, 1.0))
+    assert run.handoff_progress is not None
+    assert (run.handoff_progress.step, run.handoff_progress.loss) == (0, 3.0)
+
+
+def test_a_round_says_what_the_one_before_began_with(make_run: Make) -> None:
+    run = make_run('how = "apart"')
+    plan = plan_of(run, 0)
+    assert plan.handoff is not None
+    assert plan.handoff.start_before == ""
+    for part in range(2):
+        deliver(run, plan, part, plan.parts[part].num_samples, 0.01)
+    commit(run, plan)
+    following, start = plan_of(run, 1), plan.parts[0].start
+    assert following.handoff is not None
+    assert start is not None
+    assert following.handoff.start_before == start.digest

@@ -19,7 +19,7 @@ from partsum.node.model import PartModel, build_part
 from partsum.node.optimizer import make_optimizer
 from partsum.node.shared_weights import SharedWeights, carriers_of
 from partsum.node.step import Stepper
-from partsum.shared.errors import WireError
+from partsum.shared.errors import PartsumError, WireError
 from partsum.shared.messages import Assignment, Blob, GangPlace, Part
 from partsum.shared.tasks.residual import ResidualMlp
 
@@ -243,8 +243,8 @@ def test_a_member_that_leaves_breaks_the_gang_of_the_others() -> None:
     assert meet([DENSE, DENSE], work, timeout_seconds=1.0) == ["broke", "left"]
 
 
-def test_without_the_secret_nobody_is_met() -> None:
-    """Its address in the store is under a name that only members know."""
+def test_members_of_another_gang_are_not_met() -> None:
+    """Each gang has a name of its own in the store, so that one's leftovers confuse no other."""
     port = queue.SimpleQueue[int]()
     place = GangPlace("g1", 0, (DENSE, DENSE), "gloo", "secret", 1.0)
     stranger = replace(place, rank=1, secret="guess")
@@ -260,6 +260,14 @@ def test_without_the_secret_nobody_is_met() -> None:
         with pytest.raises(GangBrokeError):
             Gang.join(place, "127.0.0.1", "", cpu, port.put)
         dialled.result()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_node_whose_address_is_not_its_own_is_to_blame_itself(rank: int) -> None:
+    place = GangPlace("g1", rank, (DENSE, DENSE), "gloo", "secret", 1.0)
+    with pytest.raises(PartsumError, match="partsum node --gang-host") as told:
+        Gang.join(place, "192.0.2.1", "127.0.0.1:1", torch.device("cpu"), lambda port: None)
+    assert not isinstance(told.value, GangBrokeError)
 
 
 def test_the_interface_of_an_address_is_found() -> None:

@@ -43,8 +43,7 @@ class AccessFolder:
         self.path = path
         self.operator = path / "operator.toml"  # for `partsum run` on this host
         self._register = path / "members.json"
-        self._seen: tuple[int, int, int] | None = None
-        self._members = Members()
+        self._known: tuple[tuple[int, int, int], Members] | None = None  # the file's, as of then
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -53,12 +52,13 @@ class AccessFolder:
         try:
             now = self._register.stat()
             seen = now.st_mtime_ns, now.st_size, now.st_ino
-            if seen != self._seen:
-                self._members = parse_members(self._register.read_text(encoding="utf-8"))
-                self._seen = seen
+            known = self._known  # one value for both: HTTP's threads ask too
+            if known is None or seen != known[0]:
+                text = self._register.read_text(encoding="utf-8")
+                known = self._known = (seen, parse_members(text))
         except (OSError, UnicodeDecodeError) as error:
             raise self._unreadable(self._register, error) from error
-        return self._members
+        return known[1]
 
     def pair(self, name: Literal["authority", "server"]) -> Signed:
         """A certificate with its key. Raises StateError."""

@@ -136,7 +136,7 @@ def _newest_base(run: Run) -> str | None:
 
 
 def _full_model_bytes(run: Run, state_bytes: int) -> int:
-    rounds = (r for r in run.store.results() if phase_of(run.config, r) != "handoff")
+    rounds = (r for r in run.store.results() if phase_of(run.config, r) == "parts")
     updates = sum(len(run.store.updates(round)) for round in rounds)
     return 2 * state_bytes * updates
 

@@ -14,7 +14,9 @@ from partsum.coordinator.store import Store
 from partsum.protos.v1 import partsum_pb2 as pb
 from partsum.shared import limits
 from partsum.shared.config import GangConfig
+from partsum.shared.errors import ConfigError, WireError
 from partsum.shared.messages import Backend, GangPlace
+from partsum.shared.transport import split_address
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +70,8 @@ class GangDesk:
     def _backend(self, devices: list[str]) -> Backend:
         if self._config.backend != "auto":
             return self._config.backend
-        return "nccl" if all(device.startswith("cuda") for device in devices) else "gloo"
+        on_gpus = devices and all(device.startswith("cuda") for device in devices)
+        return "nccl" if on_gpus else "gloo"
 
     def place(self, plan: RoundPlan, part: int) -> GangPlace | None:
         """A part's place in the open gang; None where the round has none."""
@@ -85,11 +88,14 @@ class GangDesk:
         )
 
     def opened(self, node: Node, message: pb.GangOpened, nodes: Mapping[int, str]) -> None:
-        """Rank 0 waits for the others there: they are told."""
+        """Rank 0 waits for the others there: they are told.
+
+        Raises WireError where that is no address: the others would fail on it.
+        """
         gang = self.gang
         if gang is None or message.gang != gang.id or nodes.get(gang.parts[0]) != node.name:
             return  # of one that broke
-        address = limits.short(message.address, "a gang's address")
+        address = _checked(message.address)
         self.gang = replace(gang, address=address)
         log.info("gang %s meets at %s", gang.id, address)
         for part in gang.parts[1:]:
@@ -103,3 +109,13 @@ class GangDesk:
             return
         meet = pb.GangMeet(gang=gang.id, address=gang.address)
         node.session.send(pb.ControlResponse(gang_meet=meet))
+
+
+def _checked(address: str) -> str:
+    try:
+        split_address(limits.short(address, "a gang's address"))
+    except ConfigError as error:
+        raise WireError(f"a gang cannot meet there: {limits.in_words(str(error))}") from error
+    if not address.isprintable():
+        raise WireError("a gang's address holds what would garble a log")
+    return address

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from partsum.coordinator.events import Formed
-from partsum.coordinator.jobs import Job, Member, alive, idle, is_alive
+from partsum.coordinator.jobs import Job, Member, alive, idle, is_alive, is_benched
 
 _PATIENCE = 2  # gangs that broke with everybody there, before the next one is smaller
 
@@ -45,11 +45,8 @@ class Gang:
         A part goes to the node that had it, if that is there: it has the part's moments.
         """
         free = idle(members)
-        awaited = any(
-            job.node and job.hold_until > now and not is_alive(members, job.node)
-            for job in jobs.values()
-        )
-        if not free or (len(free) < len(jobs) and (awaited or len(free) < len(alive(members)))):
+        busy = len(free) < len(jobs) and len(free) < len(alive(members))
+        if not free or busy or _awaited(jobs, members, now):
             return []
         size = min(len(jobs), len(free), self._limit())
         dealt = dict[int, str]()
@@ -92,9 +89,14 @@ class Gang:
             job.failed_on.clear()
 
 
+def _awaited(jobs: Mapping[int, Job], members: Mapping[str, Member], now: float) -> list[str]:
+    """Nodes that had a part, are away, and may come back with its moments."""
+    held = {job.node for job in jobs.values() if job.node and job.hold_until > now}
+    return sorted(n for n in held if not (is_alive(members, n) or is_benched(members, n)))
+
+
 def why_forming(jobs: Mapping[int, Job], members: Mapping[str, Member], now: float) -> str:
     """For whom a gang waits."""
-    away = (job.node for job in jobs.values() if job.node and job.hold_until > now)
-    awaited = sorted(node for node in away if not is_alive(members, node))
+    awaited = _awaited(jobs, members, now)
     text = f"forming a gang: {len(idle(members))} of {len(jobs)} members are ready"
     return f"{text}; {', '.join(awaited)} may still come back" if awaited else text

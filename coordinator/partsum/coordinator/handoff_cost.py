@@ -17,7 +17,7 @@ from partsum.shared.config import RunConfig
 from partsum.shared.errors import HandoffError
 from partsum.shared.messages import ZeroWay
 from partsum.shared.task import Samples, gather, num_samples
-from partsum.shared.zero.stages import cut_layers
+from partsum.shared.zero.stages import check_stages, cut_layers
 
 _ENCODED = {"float32": 1.0, "bfloat16": 0.5, "int8": 0.27}  # of float32, as matrices travel
 _PROBE_SAMPLES = 2
@@ -72,11 +72,7 @@ def stream_bytes(model: nn.Module, train: Samples, stages: int) -> int:
     """
     probe, _ = gather(train, torch.arange(min(_PROBE_SAMPLES, num_samples(train))))
     layers = cut_layers(model, probe)
-    if len(layers) < stages:
-        raise HandoffError(
-            f'handoff.how = "pipeline" over parts.count = {stages} nodes needs as many layers; '
-            f"this model has {len(layers)}"
-        )
+    check_stages(layers, stages)
     sizes: list[int] = []
     stream: Tensor = probe
     with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ class HandoffCutter(Cutter):
         ranks, samples = self.config.parts.count, num_samples(self.train)
         norm_parts = self.norm_parts(round)
         steps = steps_of(self.config, round, samples, ranks, plan.share, norm_parts)
+        steps = replace(steps, start_before=self._start_before(round))
         clusters, parts = self.write_clusters(), self.parts(plan, round)
         holders = self._holders(plan, parts, round)
         planned = tuple(
@@ -64,6 +66,12 @@ class HandoffCutter(Cutter):
             node = self._holder(plan, part, round, k)
             holders.append("" if node in holders else node)
         return holders
+
+    def _start_before(self, round: int) -> str:
+        """What the round before began with: by that, nodes know their moments for this run's."""
+        before = self.store.plan(round - 1) if round else None
+        start = before.parts[0].start if before is not None and before.handoff else None
+        return start.digest if start else ""
 
     def norm_parts(self, round: int) -> list[Part]:
         """Whose slices layer norms keep to, for the whole of the hand-off."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from partsum.coordinator.cutter import base_name
+from partsum.coordinator.handoff_model import final_metadata
 from partsum.coordinator.handoff_workshop import HandoffWorkshop
 from partsum.coordinator.phases import handoff_rounds
 from partsum.coordinator.run import Run
-from partsum.shared.config import RunConfig
 from partsum.shared.files import file_digest
-from partsum.shared.messages import Part
 from partsum.shared.task import Scores
 from partsum.shared.tensors import save_tensors
 
@@ -45,7 +42,10 @@ def write_final(run: Run, path: Path) -> Scores:
     model = run.base.model(run.store.base_path(base_name(run.next_round)), norm_parts, off)
     scores = run.base.scores(model, run.validation)
     tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    save_tensors(path, tensors, final_metadata(run.config, norm_parts, off))
+    kept = [{name: list(units) for name, units in part.units.items()} for part in norm_parts]
+    config = run.config
+    metadata = final_metadata(config.task.name, config.seed, config.handoff.norms, kept, off)
+    save_tensors(path, tensors, metadata)
     return scores
 
 
@@ -61,23 +61,6 @@ def note_end(run: Run, final: Path, scores: Scores) -> None:
             "peak_memory_bytes": None,  # the nodes' own, which the registry knows
         }
     )
-
-
-def final_metadata(
-    config: RunConfig, norm_parts: Sequence[Part], off: Sequence[str]
-) -> dict[str, str]:
-    """What the final weights' file says of itself."""
-    metadata = {
-        "task": config.task.name,
-        "seed": str(config.seed),
-        "norms": config.handoff.norms,
-    }
-    if norm_parts:
-        kept = [{name: list(units) for name, units in part.units.items()} for part in norm_parts]
-        metadata["norm_parts"] = json.dumps(kept, separators=(",", ":"))
-    if off:
-        metadata["gates_off"] = json.dumps(list(off), separators=(",", ":"))
-    return metadata
 
 
 def _finite(value: float | None) -> float | None:

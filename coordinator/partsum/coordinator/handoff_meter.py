@@ -28,6 +28,8 @@ class HandoffMeter:
             return
         if plan.round != self._round:
             self._round, self._latest = plan.round, {}
+        gang = _gang_of(progress)  # what was said in one that broke says nothing of this one
+        self._latest = {k: one for k, one in self._latest.items() if _gang_of(one) == gang}
         self._latest[part] = progress
         latest = list(self._latest.values())
         done = float(sum(one.samples_done for one in latest))
@@ -47,7 +49,9 @@ class HandoffMeter:
             )
         )
         now, progressed = self._run.clock.now(), self._run.handoff_progress
-        if progressed is not None and now - self._noted >= _NOTE_SECONDS:
+        # The ends of a round are points with scores, which a point of this step would replace.
+        inside = progressed and 0 < progressed.step - steps.first < steps.count
+        if progressed is not None and inside and now - self._noted >= _NOTE_SECONDS:
             self._noted = now
             self._run.store.note_curve(progressed.step, now, {"loss": progressed.loss})
 
@@ -71,3 +75,8 @@ class HandoffMeter:
     def _show(self, progress: HandoffProgress) -> None:
         self._run.handoff_progress = progress
         self._metrics.show_handoff(progress)
+
+
+def _gang_of(progress: Progress) -> str:
+    """Which gang of its round an assignment is of; empty: none."""
+    return progress.assignment_id.partition("-g")[2]

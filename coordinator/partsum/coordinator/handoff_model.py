@@ -1,6 +1,9 @@
-"""The model that a hand-off on this host trains, and where its ranks say what they do."""
+"""The model that a hand-off trains and leaves, and where its ranks on this host say things."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -27,6 +30,22 @@ def build_model(job: HandoffJob, task: Task) -> nn.Module:
         group_norms(model, widths, parts)
         close_gates(model, widths, job.off)
     return regularise(model, job.regularisation, widths)
+
+
+def final_metadata(
+    task: str,
+    seed: int,
+    norms: str,
+    norm_parts: Sequence[Mapping[str, Sequence[int]]],
+    off: Sequence[str],
+) -> dict[str, str]:
+    """What the final weights' file says of itself."""
+    metadata = {"task": task, "seed": str(seed), "norms": norms}
+    if norm_parts:
+        metadata["norm_parts"] = json.dumps(norm_parts, separators=(",", ":"))
+    if off:
+        metadata["gates_off"] = json.dumps(list(off), separators=(",", ":"))
+    return metadata
 
 
 def log(text: str) -> None:

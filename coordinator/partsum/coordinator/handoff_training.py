@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +13,7 @@ from torch import Tensor, distributed
 from partsum.coordinator.handoff import HandoffJob
 from partsum.coordinator.handoff_checkpoint import Checkpoints, Mark
 from partsum.coordinator.handoff_config import REPLACED, deepspeed_settings
-from partsum.coordinator.handoff_model import build_model, log
+from partsum.coordinator.handoff_model import build_model, final_metadata, log
 from partsum.shared.errors import HandoffError
 from partsum.shared.memory import peak_memory_bytes
 from partsum.shared.messages import TaskSpec
@@ -174,16 +173,9 @@ class HandoffTraining:
         """The whole model as one file, with the names and dtypes of the task's own state dict."""
         path = self.job.folder / "final.safetensors"
         tensors = whole_tensors(self.engine.module, self.dtypes)
-        metadata = {
-            "task": self.job.task.name,
-            "seed": str(self.job.seed),
-            "norms": self.job.handoff.norms,
-        }
-        if self.job.norm_parts:
-            metadata["norm_parts"] = json.dumps(self.job.norm_parts, separators=(",", ":"))
-        if self.job.off:
-            metadata["gates_off"] = json.dumps(self.job.off, separators=(",", ":"))
         if self.place.rank == 0:
+            job, norms = self.job, self.job.handoff.norms
+            metadata = final_metadata(job.task.name, job.seed, norms, job.norm_parts, job.off)
             save_tensors(path, tensors, metadata)
         return str(path)
 

@@ -167,6 +167,7 @@ class Metrics:
         self.handoff_speed.set(progress.samples_per_second)
         if progress.step:
             self.handoff_loss.set(progress.loss)
+            self._count_if_wild("handoff", progress.loss)
         if progress.scores is not None:
             self.show_scores(progress.scores.loss, progress.scores.accuracy)
             self._count_if_wild("handoff", progress.scores.loss)

@@ -42,6 +42,7 @@ class HandoffSteps:
     share: float  # where on the schedule the hand-off began
     batch: int  # samples in a step: of a gang together, else of one node
     norm_parts: tuple[Part, ...] = ()  # layer norms keep to their slices; none: they do not
+    start_before: str = ""  # digest of the base that the round before began with
 
 
 @dataclass(frozen=True)

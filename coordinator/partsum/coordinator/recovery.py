@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from partsum.coordinator.cutter import base_name, write_clusters
+from partsum.coordinator.phases import handoff_rounds
 from partsum.coordinator.store import Store
 from partsum.coordinator.workshop import Workshop
 from partsum.shared.errors import PartsumError, StateError
@@ -55,6 +56,8 @@ class Recovery:
             text = f"went back from base {committed} to base {rounds}: {why}"
             log.error("%s", text)
             self.store.roll_back(rounds, self.at, text)
+            if rounds <= handoff_rounds(self.workshop.config).start:
+                self.store.note(handoff_start=None, handoff_began=None)
         self.store.drop_bases(after=rounds)
         if rounds == 0:
             self._provide_first_base()

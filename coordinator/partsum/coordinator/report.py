@@ -117,7 +117,8 @@ def _figures(summary: Summary) -> str:
 
 
 def _gained(summary: Summary) -> str:
-    merged = [p.accuracy for p in summary.phases if p.name == "parts" and p.accuracy is not None]
+    before = (p.accuracy for p in summary.phases if p.name != "handoff")
+    merged = [accuracy for accuracy in before if accuracy is not None]
     if not merged or not any(phase.name == "handoff" for phase in summary.phases):
         return "on validation data"
     return f"{share_text(merged[-1])} before the hand-off"

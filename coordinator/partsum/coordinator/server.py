@@ -55,17 +55,16 @@ async def serve(run: Run, ready: int | None = None) -> Summary:
     gate = Gate(access, config)
     few = ("grpc.max_allowed_incoming_connections", connections())
     server = grpc.aio.server(interceptors=[gate], options=[*SERVER_OPTIONS, few])
+    tracking, summary = Tracking(run, chosen(run.config.trackers)), None
     try:
         host = in_address(config.host)
         address = f"{host}:{_bind(server, host, config.port, access)}"
         run.store.note(address=address, access=str(access.folder.path) if access else "")
-        tracking = Tracking(run, chosen(run.config.trackers))
-        tracking.start()
-        summary = await _serve(run, server, gate, access, address, ready)
+        summary = await _serve(run, server, gate, access, address, ready, tracking)
+        return summary
     finally:
         await server.stop(_GRACE_SECONDS)
-    await asyncio.to_thread(tracking.end, summary)
-    return summary
+        await asyncio.to_thread(tracking.end, summary)
 
 
 async def _serve(
@@ -75,6 +74,7 @@ async def _serve(
     access: Access | None,
     address: str,
     ready: int | None,
+    tracking: Tracking,
 ) -> Summary:
     config = run.config.server
     daemon = CoordinatorDaemon(run, address)
@@ -98,6 +98,7 @@ async def _serve(
             await server.start()
             await checks.set("", health_pb2.HealthCheckResponse.SERVING)
             daemon.start()
+            tracking.start()
             if ready is not None:
                 _announce(ready, address, run.folder)
             state, reason = await daemon.outcome

@@ -140,6 +140,7 @@ class Store:
         with self._transaction(durable=True) as db:
             for table in ("rounds", "updates", "changes", "holders"):
                 db.execute(f"DELETE FROM {table} WHERE round >= ?", (rounds,))
+            db.execute("DELETE FROM curve WHERE at > (SELECT coalesce(max(closed), 0) FROM rounds)")
             db.executemany("DELETE FROM facts WHERE key = ?", [(key,) for key in gone])
             db.executemany(
                 "INSERT OR REPLACE INTO facts VALUES (?, ?)",

@@ -82,8 +82,8 @@ def why_moved(config: RunConfig, plan: RoundPlan, part: int, node: str) -> str:
     if plan.handoff is not None:  # of a gang, `why_anew` tells
         moved = config.handoff.is_over("apart") and plan.handoff.first and planned.holder != node
         return f"part {part} goes to {node}: {_ANEW}" if moved else ""
-    goes_on = plan.round > 0 and planned.start is not None
-    if not (needs_its_node(config) and goes_on) or planned.holder == node:
+    goes_on = planned.start is not None and _goes_on(config, plan.round)
+    if not goes_on or planned.holder == node:
         return ""
     what = "encoding's losses" if config.parts.planner == "full" else "moments"
     where = f"are with {planned.holder}" if planned.holder else "may be lost"
@@ -91,6 +91,17 @@ def why_moved(config: RunConfig, plan: RoundPlan, part: int, node: str) -> str:
         f"part {part} goes to {node}, but its {what} {where}: the weights will not be those of an "
         "undisturbed run"
     )
+
+
+def _goes_on(config: RunConfig, round: int) -> bool:
+    """Whether a round's parts go on from what only their nodes have.
+
+    A gang's first round begins without moments, and from then on they stay with its members.
+    """
+    gangs = gang_rounds(config)
+    if round in gangs:
+        return config.deterministic and round > gangs.start
+    return needs_its_node(config) and round > 0
 
 
 def why_anew(plan: RoundPlan, parts: Sequence[int], nodes: Mapping[int, str]) -> str:
@@ -104,7 +115,8 @@ def why_anew(plan: RoundPlan, parts: Sequence[int], nodes: Mapping[int, str]) ->
 def _return_seconds(config: RunConfig) -> float:
     if config.rounds.return_seconds is not None:
         return config.rounds.return_seconds
-    return 60.0 if needs_its_node(config) else 2 * config.rounds.heartbeat_seconds
+    own = needs_its_node(config) or (config.deterministic and len(gang_rounds(config)) > 0)
+    return 60.0 if own else 2 * config.rounds.heartbeat_seconds
 
 
 def check_texts(**texts: str) -> None:
@@ -231,4 +243,5 @@ def _zero_work(config: RunConfig, steps: HandoffSteps) -> ZeroWork:
         share=steps.share,
         norm_parts=steps.norm_parts,
         own_data=handoff.data == "clusters" and handoff.how == "together",
+        start_before=steps.start_before,
     )

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from subprocess import SubprocessError
 
 from deploy.docker.selftest.cluster import Cluster, find_compose
 from deploy.docker.selftest.engine import Engine, missing_tools
@@ -53,7 +54,7 @@ def main() -> int:
     start = time.monotonic()
     try:
         _try(engine, options, record)
-    except (AssertionError, KeyError, RuntimeError, TimeoutError) as error:
+    except (AssertionError, KeyError, OSError, RuntimeError, SubprocessError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     finally:
@@ -71,7 +72,7 @@ def _lacking() -> list[str]:
 
 
 def _try(engine: Engine, options: argparse.Namespace, record: Record) -> None:
-    cluster = Cluster(engine, find_compose(options.folder))
+    cluster = Cluster(engine, find_compose())
     with record.step("stand-ins for pulled images") as facts:
         engine.build_mode()
         make_standins(engine, options.folder / "standins")

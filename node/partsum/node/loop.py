@@ -47,7 +47,7 @@ class Node:
         name: unique in the run.
         rng: for the jitter of reconnects.
         clock: seconds; spaces out complaints.
-        gang_host: this node's address, as other nodes reach it.
+        gang_host: finds this node's address, as other nodes reach it.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Node:
         name: str,
         rng: random.Random,
         clock: Callable[[], float] = time.monotonic,
-        gang_host: str = "127.0.0.1",
+        gang_host: Callable[[], str] = lambda: "127.0.0.1",
     ) -> None:
         self._client = client
         self._worker = worker

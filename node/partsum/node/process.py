@@ -271,10 +271,12 @@ class WorkerProcess:
         """The worker is dead: hear its last words, tell who waits, start another."""
         assert self._process is not None
         assert self._pipe is not None
+        process = self._process
         while self._pipe.poll() and self._hear():
             pass
-        process = self._process
         process.join()
+        if self._process is not process:
+            return  # its last word was that its gang broke: another has its place already
         reason = death_in_words(process.exitcode, self._oom.happened())
         self._let_go()
         error = TrainingError(f"the worker process died: {reason}")

@@ -143,8 +143,7 @@ class Training:
     def begin(cls, task: Task, job: Job, clock: Callable[[], float]) -> Training:
         """Build the part and its optimizer. Raises PartsumError where the start does not fit."""
         a = job.assignment
-        if a.num_samples and not len(job.cluster):
-            raise PartsumError(f"the cluster of assignment {a.id} has no samples to train on")
+        check_cluster(job)
         model = build_part(task.model, a.part, a.seed, job.start)
         regularise(model.module, a.settings.regularisation, model.whole)
         model.module.to(job.device).train()
@@ -190,6 +189,13 @@ class Training:
         else:
             torch.autograd.backward(loss * (len(indices) / a.num_samples))
         return self.tally.add(loss, len(indices))
+
+
+def check_cluster(job: Job) -> None:
+    """Raise PartsumError where there is nothing to train on."""
+    a = job.assignment
+    if a.num_samples and not len(job.cluster):
+        raise PartsumError(f"the cluster of assignment {a.id} has no samples to train on")
 
 
 def _go_on(job: Job, model: PartModel, optimizer: torch.optim.Optimizer) -> None:

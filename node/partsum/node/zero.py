@@ -25,7 +25,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # it is p
 from partsum.node.gang import GangBrokeError
 from partsum.node.model import build_part
 from partsum.node.tally import Tally
-from partsum.node.trainer import Job, StoppedError, Trained, update_of
+from partsum.node.trainer import Job, StoppedError, Trained, check_cluster, update_of
 from partsum.node.zero_moments import ZeroMoments
 from partsum.node.zero_pipeline import Pipeline
 from partsum.shared.memory import peak_memory_bytes
@@ -73,6 +73,7 @@ def _train(
     should_stop: Callable[[], bool],
     clock: Callable[[], float],
 ) -> Trained:
+    check_cluster(job)
     a, place = job.assignment, _place(job)
     torch.manual_seed(a.seed)
     model = _model(task, job, work)

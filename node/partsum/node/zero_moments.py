@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _KEEP = 2  # of each part: a round may have to be trained again
 _IDENTITY = "place"
+_START = "start"  # digest of what the stretch that left them began with
 
 
 class ZeroMoments:
@@ -75,11 +76,14 @@ class ZeroMoments:
             for key in ("exp_avg", "exp_avg_sq", "step"):
                 tensors[f"{k}/{key}"] = torch.as_tensor(state[parameter][key]).detach().cpu()
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(self._zero.first_step + self._zero.steps)
-        save_tensors(path, tensors, {_IDENTITY: self._identity()}, durable=False)
+        end = self._zero.first_step + self._zero.steps
+        start = self._a.start.digest if self._a.start else ""
+        metadata = {_IDENTITY: self._identity(), _START: start}
+        save_tensors(self._path(end), tensors, metadata, durable=False)
         mine = sorted(self._folder.glob(f"p{self._a.part_index}-s*"), key=_step_of)
-        for old in mine[:-_KEEP]:
-            old.unlink(missing_ok=True)
+        done = [path for path in mine if _step_of(path) <= end]
+        for path in set(mine) - set(done[-_KEEP:]):  # later ones are another run's, or taken back
+            path.unlink(missing_ok=True)
 
     def _kept(self, engine: Engine) -> dict[str, Tensor] | None:
         """The last stretch's, if they fit."""
@@ -87,6 +91,8 @@ class ZeroMoments:
             with TensorFile(self._path(self._zero.first_step)) as file:
                 if file.metadata.get(_IDENTITY) != self._identity():
                     return None
+                if file.metadata.get(_START) != self._zero.start_before:
+                    return None  # another run's
                 found = {name: file.read(name) for name in file.tensors}
         except (OSError, WireError):
             return None

@@ -19,9 +19,10 @@ from torch import Tensor, distributed, nn
 from partsum.node.trainer import Job
 from partsum.shared.errors import HandoffError
 from partsum.shared.task import Task, gather
+from partsum.shared.zero.ends import Front
 from partsum.shared.zero.engine import Place, start_engine
 from partsum.shared.zero.settings import DeepSpeedSettings
-from partsum.shared.zero.stages import Layer, cut_layers
+from partsum.shared.zero.stages import Layer, check_stages, cut_layers
 from partsum.shared.zero.stepper import Course
 
 _PROBE_SAMPLES = 2
@@ -43,18 +44,38 @@ class Pipeline:
         self._course = course
         probe, _ = gather(job.samples, job.cluster[:_PROBE_SAMPLES])
         self._layers = cut_layers(model, probe.to(place.device))
-        if len(self._layers) < place.world_size:
-            raise HandoffError(
-                f"the model has {len(self._layers)} layers, too few for a pipeline over "
-                f'{place.world_size} nodes; take handoff.how = "together" or "apart"'
-            )
+        check_stages(self._layers, place.world_size)
         module = _module(self._layers, self._loss, place)
         self._bounds: Sequence[int] = module.parts  # of stages, by layer
+        self._check_dealt()
         for k, layer in enumerate(self._layers):
             if self._owner(k) != place.rank:
-                layer.module.to("meta")
+                self._let_go(layer)
         self.engine: Any = start_engine(module, settings, place)
         self._peaks = [group["lr"] for group in self.engine.optimizer.param_groups]
+
+    def _check_dealt(self) -> None:
+        """All stages see alike whether one of them got nothing to train. Raises HandoffError."""
+        dealt = {self._owner(k) for k, layer in enumerate(self._layers) if layer.is_trained}
+        if len(dealt) < self._place.world_size:
+            raise HandoffError(
+                f"dealt by weights, the model's layers leave {self._place.world_size - len(dealt)} "
+                f"of {self._place.world_size} nodes without any; a pipeline needs fewer nodes "
+                '(parts.count), or take handoff.how = "together" or "apart"'
+            )
+
+    def _let_go(self, layer: Layer) -> None:
+        """Free another stage's weights.
+
+        The last stage keeps the front's: what comes after the blocks is run through the model's
+        own code, which begins with what comes before them.
+        """
+        held = list(layer.module.parameters())
+        layer.module.to("meta")
+        is_last = self._owner(len(self._layers) - 1) == self._place.rank
+        if not (is_last and isinstance(layer.module, Front)):
+            for parameter in held:  # which the model itself still names
+                parameter.data = parameter.data.new_empty(0)
 
     def step(self, step: int, indices: Tensor) -> tuple[float, bool]:
         """Step ``step``, from 1, on these samples: the mean loss, and False.
@@ -62,7 +83,7 @@ class Pipeline:
         Raises HandoffError where the loss is not finite. The step is taken then, but nobody keeps
         what it made.
         """
-        torch.manual_seed(self._course.seed * 1_000_003 + step)
+        torch.manual_seed((self._course.seed * 1_000_003 + step) % 2**63)
         factor = self._course.factor(step)
         for group, peak in zip(self.engine.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor

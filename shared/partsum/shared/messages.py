@@ -136,6 +136,7 @@ class ZeroWork:
     share: float
     norm_parts: tuple[Part, ...] = ()  # layer norms keep to their slices; none: they do not
     own_data: bool = False  # of a gang's member: its cluster is its own; else all share one
+    start_before: str = ""  # digest of what the stretch before began with; empty: there was none
 
 
 Backend = Literal["gloo", "nccl"]
@@ -150,7 +151,7 @@ class GangPlace:
     rank: int
     parts: tuple[Part, ...]  # what each member trains, by rank
     backend: Backend
-    secret: str  # prefixes the keys of the members' store
+    secret: str  # prefixes the keys of the members' store; keeps gangs apart, protects nothing
     timeout_seconds: float  # of meeting, and of each exchange
 
     @property

@@ -32,6 +32,7 @@ def zero_to_wire(zero: m.ZeroWork) -> pb.ZeroWork:
         share=zero.share,
         norm_parts=[part_to_wire(part) for part in zero.norm_parts],
         own_data=zero.own_data,
+        start_before=zero.start_before,
     )
 
 
@@ -51,6 +52,7 @@ def zero_from_wire(zero: pb.ZeroWork) -> m.ZeroWork:
         share=limits.within(zero.share, 0, 1, "share"),
         norm_parts=tuple(part_from_wire(part) for part in zero.norm_parts),
         own_data=zero.own_data,
+        start_before=limits.short(zero.start_before, "the digest of an earlier start"),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from partsum.coordinator.cost import part_size
 from partsum.coordinator.live.history import HistoryThen, PartThen, RoundThen, TimelineThen
+from partsum.coordinator.phases import handoff_rounds
 from partsum.coordinator.ranges import part_picture, visible_ranges
 from partsum.coordinator.records import RoundPlan
 from partsum.coordinator.run import Run
@@ -89,6 +90,7 @@ class Chronicle:
             base_parameters=self._parameters,
             groups=self._groups,
             handoff_planned=run.config.handoff.enabled,
+            rounds_before_handoff=handoff_rounds(run.config).start,
             opened_seconds=self._read("SELECT max(opened) FROM rounds")[0][0],
             groups_left_out=self._left_out,
             parts=self._newest_parts(),

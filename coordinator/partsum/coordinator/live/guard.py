@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import ipaddress
 import socket
+import threading
 import time
 from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
@@ -71,6 +72,7 @@ class Guard:
         self._count = count
         self._now = now
         self._refusals = RateLimits(_REFUSALS_PER_SECOND, _REFUSALS_AT_ONCE)
+        self._counting = threading.Lock()  # requests come in threads
 
     def advice(self) -> str:
         """What whoever set this up should know; empty where there is nothing."""
@@ -129,7 +131,9 @@ class Guard:
             self._doorman.ask_again(Visitor(f"{address}:0", "operator", digest))
         except Denied as error:
             self._count(error.code.name)
-            if self._refusals.take(address, time.monotonic()) > 0:
+            with self._counting:
+                wait = self._refusals.take(address, time.monotonic())
+            if wait > 0:
                 raise TurnedAway("429 Too Many Requests", "too many wrong tokens: wait") from None
             status = _WORDS.get(error.code, "401 Unauthorized")
             raise TurnedAway(status, str(error), login=True) from error
@@ -153,7 +157,8 @@ class Guard:
         digest, until, seal = [*(found.value if found else "").split("."), "", ""][:3]
         if not until.isdecimal() or len(until) > 12 or int(until) < self._now():
             return ""
-        return digest if hmac.compare_digest(seal, self._seal(digest, int(until))) else ""
+        own = self._seal(digest, int(until)).encode()  # as bytes: text must be ASCII for this
+        return digest if hmac.compare_digest(seal.encode(), own) else ""
 
     def _seal(self, digest: str, until: int) -> str:
         return hmac.new(self._secret, f"{digest}.{until}".encode(), hashlib.sha256).hexdigest()

@@ -80,6 +80,8 @@ class HistoryThen(Record):
     """Each width group's number of units."""
     handoff_planned: bool
     """Whether DeepSpeed trains the base after the parts."""
+    rounds_before_handoff: int
+    """Rounds of the run's config that are none of the hand-off."""
     opened_seconds: float | None = None
     """When the newest round was planned; null: none was."""
     groups_left_out: int = 0

@@ -53,12 +53,16 @@ class Tracking:
         for follower in self._followers:
             follower.thread.start()
 
-    def end(self, summary: Summary) -> None:
-        """The run has ended; returns once all is written, or after some seconds."""
+    def end(self, summary: Summary | None) -> None:
+        """The run has ended, or without a summary failed; returns once all is written, or soon.
+
+        Trackers that were never started are told nothing.
+        """
         deadline = time.monotonic() + _END_SECONDS
-        for follower in self._followers:
+        started = [follower for follower in self._followers if follower.thread.ident is not None]
+        for follower in started:
             follower.finish(summary)
-        for follower in self._followers:
+        for follower in started:
             follower.thread.join(max(0.0, deadline - time.monotonic()))
             if follower.thread.is_alive():
                 log.warning(
@@ -89,7 +93,7 @@ class _Follower:
             "handoff": positions.get("handoff", -1),
         }
 
-    def finish(self, summary: Summary) -> None:
+    def finish(self, summary: Summary | None) -> None:
         self._summary = summary
         self._ended.set()
 
@@ -100,16 +104,19 @@ class _Follower:
                 self._write()
                 self._ended.wait(_LOOK_SECONDS)
             self._write()
-            if self._summary is not None:
-                self.tracker.end(self._summary.state, _results(self._summary))
+            summary = self._summary
+            self.tracker.end(summary.state if summary else "failed", _results(summary))
         except ImportError as error:
-            self._give_up(
-                f"{error.name or error} is not installed: pip install "
-                f"'partsum[{self.tracker.name}]'"
-            )
+            self._give_up(self._missing(error.name or str(error)))
         except Exception as error:  # whatever it is, the run is worth more
             self._give_up(" ".join(str(error).split())[:500] or type(error).__name__)
             log.debug("%s", self.tracker.name, exc_info=True)
+
+    def _missing(self, package: str) -> str:
+        name = self.tracker.name
+        if package == name:
+            return f"{name} is not installed: pip install 'partsum[{name}]'"
+        return f"{package} is not installed, which {name} needs for this: see docs/trackers.md"
 
     def _give_up(self, why: str) -> None:
         log.warning("%s is off for the rest of this run, which goes on: %s", self.tracker.name, why)
@@ -141,8 +148,10 @@ class _Follower:
         self._run.store.note(**{self._key: {"id": self._known, "positions": self._positions}})
 
 
-def _results(summary: Summary) -> dict[str, float]:
+def _results(summary: Summary | None) -> dict[str, float]:
     """What compares runs with each other."""
+    if summary is None:
+        return {}
     results = {"wall_seconds": summary.wall_seconds}
     for name, value in (("accuracy", summary.final_accuracy), ("loss", summary.final_loss)):
         if value is not None:

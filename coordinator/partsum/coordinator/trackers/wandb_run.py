@@ -8,6 +8,8 @@ from typing import Any
 
 from partsum.coordinator.trackers.tracker import SERIES, Point, Series, TrackedRun, flat
 
+_FINISH_SECONDS = 15.0
+
 
 class WandbRun:
     """``project`` is PROJECT or ENTITY/PROJECT; `wandb login` or WANDB_API_KEY gives the key."""
@@ -31,7 +33,8 @@ class WandbRun:
             config=flat(run.config),
             dir=str(run.folder),
             resume="allow",
-            settings=wandb.Settings(console="off", silent=True),
+            # Else a process that ends waits for an upload that hangs, whatever we do.
+            settings=wandb.Settings(console="off", silent=True, finish_timeout=_FINISH_SECONDS),
         )
         for series in SERIES:
             self._run.define_metric(f"{series}/step")

@@ -602,7 +602,7 @@ class GangPlace(google.protobuf.message.Message):
     """rank 0's node is where the others meet"""
     backend: Global___GangBackend.ValueType
     secret: builtins.str
-    """without it nobody finds the members' addresses in their store"""
+    """keeps what others say in the members' store apart; protects nothing"""
     timeout_seconds: builtins.float
     """of meeting, and of each exchange"""
     @property
@@ -680,6 +680,7 @@ class ZeroWork(google.protobuf.message.Message):
     SHARE_FIELD_NUMBER: builtins.int
     NORM_PARTS_FIELD_NUMBER: builtins.int
     OWN_DATA_FIELD_NUMBER: builtins.int
+    START_BEFORE_FIELD_NUMBER: builtins.int
     way: Global___ZeroWay.ValueType
     stage: builtins.int
     """of ZeRO: what is sharded over the ranks"""
@@ -697,6 +698,8 @@ class ZeroWork(google.protobuf.message.Message):
     """where on the schedule the hand-off starts"""
     own_data: builtins.bool
     """of a gang's member: its cluster is its own; else they share one"""
+    start_before: builtins.str
+    """digest of what the assignment before began with; empty: first"""
     @property
     def norm_parts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Part]:
         """layer norms keep to the slices of these; none: they do not"""
@@ -714,8 +717,9 @@ class ZeroWork(google.protobuf.message.Message):
         share: builtins.float = ...,
         norm_parts: collections.abc.Iterable[Global___Part] | None = ...,
         own_data: builtins.bool = ...,
+        start_before: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["first_step", b"first_step", "micro_batches", b"micro_batches", "norm_parts", b"norm_parts", "offload", b"offload", "own_data", b"own_data", "share", b"share", "stage", b"stage", "steps", b"steps", "total_steps", b"total_steps", "way", b"way"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["first_step", b"first_step", "micro_batches", b"micro_batches", "norm_parts", b"norm_parts", "offload", b"offload", "own_data", b"own_data", "share", b"share", "stage", b"stage", "start_before", b"start_before", "steps", b"steps", "total_steps", b"total_steps", "way", b"way"]) -> None: ...
 
 Global___ZeroWork: typing_extensions.TypeAlias = ZeroWork
 

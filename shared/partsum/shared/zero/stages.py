@@ -28,6 +28,21 @@ class Layer:
     module: nn.Module
     names: dict[str, str]
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has weights: others, such as an activation, make no stage."""
+        return any(parameter.requires_grad for parameter in self.module.parameters())
+
+
+def check_stages(layers: Sequence[Layer], stages: int) -> None:
+    """Raise HandoffError where there are fewer layers with weights than stages."""
+    trained = sum(layer.is_trained for layer in layers)
+    if trained < stages:
+        raise HandoffError(
+            f'handoff.how = "pipeline" over parts.count = {stages} nodes needs as many layers with '
+            f'weights; this model has {trained}. Take fewer nodes, or how = "together" or "apart"'
+        )
+
 
 def cut_layers(model: nn.Module, probe: Tensor) -> list[Layer]:
     """The model's layers, in order; they are the model's own modules, and share its tensors.
@@ -208,12 +223,21 @@ def _tied(name: str) -> HandoffError:
 
 
 def _check_outputs(model: nn.Module, layers: Sequence[Layer], probe: Tensor) -> None:
-    expected, found = model(probe), probe
-    for layer in layers:
-        found = layer.module(found)
-    if not torch.allclose(expected, found, rtol=1e-4, atol=1e-5):
-        raise HandoffError(
-            'handoff.how = "pipeline" needs a model whose layers see one another\'s outputs alone: '
-            "run one after the other, this one's do not give its outputs. Something goes past the "
-            'blocks. Take how = "together" or "apart"'
-        )
+    expected = model(probe)
+    try:
+        found = probe
+        for layer in layers:
+            found = layer.module(found)
+        alike = torch.allclose(expected, found, rtol=1e-4, atol=1e-5)
+    except Exception as error:  # the model's own code, run in pieces that it does not know of
+        raise _no_chain(f"fail ({type(error).__name__}: {error})") from error
+    if not alike:
+        raise _no_chain("do not give its outputs")
+
+
+def _no_chain(what: str) -> HandoffError:
+    return HandoffError(
+        'handoff.how = "pipeline" needs a model whose layers see one another\'s outputs alone: run '
+        f"one after the other, this one's {what}. Something goes past the blocks. Take how = "
+        '"together" or "apart"'
+    )

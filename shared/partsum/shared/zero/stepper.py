@@ -63,7 +63,8 @@ class ZeroStepper:
         """
         place, accumulation = self._place, self._settings.accumulation
         # Drawn from the step, so that dropout goes on after a resume as if nothing had happened.
-        torch.manual_seed(self._course.seed * 1_000_003 + step * place.world_size + place.rank)
+        drawn = self._course.seed * 1_000_003 + step * place.world_size + place.rank
+        torch.manual_seed(drawn % 2**63)
         self._set_rate(step)
         losses = torch.zeros((), device=place.device)
         for number, piece in enumerate(torch.split(mine, self._settings.micro_batch), 1):

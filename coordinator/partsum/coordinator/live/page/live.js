@@ -91,7 +91,7 @@ async function refresh() {
   if (asking) return;
   asking = true;
   try {
-    while (page.status.history !== page.history?.history) {
+    while (!document.hidden && page.status.history !== page.history?.history) {
       page.history = await ask("api/history");
       draw();
       await sleep(HISTORY_MS);
@@ -225,7 +225,8 @@ function drawTimeline(status, history) {
       h("li", {}, h("i", { class: "swatch wire" }), "receiving or sending"),
       h("li", {}, "dotted: a round committed"))), h("div", { class: "plot" }));
   }
-  const end = history.handoff_began_seconds ?? elapsed();
+  const began = history.handoff_began_seconds; // nodes may work on: in a hand-off over nodes
+  const end = began === null ? elapsed() : Math.max(began, ...stays.map((stay) => stay.end));
   timelineChart(box.querySelector(".plot"), { nodes, stays, closed, start, end });
 }
 

@@ -28,11 +28,12 @@ export function heading(status, link, elapsed) {
 /** Where the run is on its way, as three steps that fill. */
 export function track(status, history) {
   const handoff = history ? history.handoff_planned : true;
-  const rounds = status.rounds ? (status.round + (status.parts_count && ROUND_PHASES.includes(status.phase) ? status.parts_in / status.parts_count : 0)) / status.rounds : 0;
+  const planned = history?.rounds_before_handoff ?? status.rounds;
+  const rounds = planned ? (status.round + (status.parts_count && ROUND_PHASES.includes(status.phase) ? status.parts_in / status.parts_count : 0)) / planned : 0;
   const done = status.phase === "finished";
   const past = done || status.phase === "handoff" || history?.handoff_began_seconds != null;
   const steps = [
-    status.rounds > 0 && { name: status.phase === "cotrain" ? "co-training" : "parts", share: past ? 1 : rounds, text: `${Math.min(status.round, status.rounds)} of ${many(status.rounds, "round")}`, on: ROUND_PHASES.includes(status.phase) },
+    planned > 0 && { name: status.phase === "cotrain" ? "co-training" : "parts", share: past ? 1 : rounds, text: `${Math.min(status.round, planned)} of ${many(planned, "round")}`, on: ROUND_PHASES.includes(status.phase) },
     handoff && { name: "hand-off", share: done ? 1 : status.handoff_steps ? status.handoff_step / status.handoff_steps : 0, text: handoffText(status), on: status.phase === "handoff" },
   ].filter(Boolean);
   return h("ol", { class: "track" }, steps.map((step) =>
