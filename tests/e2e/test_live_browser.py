@@ -31,7 +31,7 @@ def test_the_page_follows_a_run_through_a_crash_to_its_end(
     make_cluster: Make, browser: Browser, tmp_path: Path
 ) -> None:
     cluster = make_cluster(
-        rounds=3, local_epochs=15.0, port=free_port(), more="[trackers]\ntensorboard = true"
+        rounds=3, local_epochs=60.0, port=free_port(), more="[trackers]\ntensorboard = true"
     )
     config, port = cluster.folder / "run.toml", free_port()
     config.write_text(config.read_text().replace("metrics_port = 0", f"metrics_port = {port}"))
@@ -46,9 +46,11 @@ def test_the_page_follows_a_run_through_a_crash_to_its_end(
     assert browser.ask("document.querySelectorAll('.map .unit').length") >= 4
     assert browser.ask("document.querySelectorAll('#accuracy polyline').length") == 1
     cluster.kill("coordinator")
+    cluster.kill("a")  # the page must find the run again before it ends
     browser.until("document.querySelector('.link.lost')")
     cluster.coordinator()
     browser.until("document.querySelector('.link.on')")
+    cluster.node("a")
     browser.until("document.body.dataset.phase === 'finished'")
     assert cluster.wait("coordinator") == 0
     browser.until("document.querySelectorAll('.rounds tbody tr').length === 3")

@@ -53,12 +53,12 @@ def stretch(
 
 def kept_of_another_run(folder: Path, start: Path) -> None:
     """What an earlier run left in the node's folder goes, and not what this one has just kept."""
-    own = folder / "own"
-    own.mkdir()
+    kept = folder / "own" / "zero"
+    kept.mkdir(parents=True)
     for step in (4, 6):
-        save_tensors(own / f"p0-s{step}.safetensors", {})
-    stretch(own, start, 0, 2, 0, False)
-    print("kept", sorted(path.name for path in own.glob("p0-s*")))
+        save_tensors(kept / f"p0-s{step}.safetensors", {})
+    stretch(kept.parent, start, 0, 2, 0, False)
+    print("kept", sorted(path.name for path in kept.iterdir()))
 
 
 def main(folder: Path) -> None:
