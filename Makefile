@@ -1,4 +1,4 @@
-# make demo   the whole job on this machine      make test   everything that CI runs
+# make demo   the whole job on this machine      make test   everything that CI runs (WORKERS=2)
 # make setup  only the set-up                    make check  linters, types, contracts, protocol
 # make bench  short benchmarks                   make fuzz   wild messages (MESSAGES=100000 SEED=1)
 # make docs   the documentation site, in site/
@@ -35,7 +35,7 @@ check: $(READY)
 	@sh scripts/check_protos.sh
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(or $(WORKERS),2) --dist loadfile
 
 docs: $(READY)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -27,6 +27,7 @@ def browser() -> Iterator[Browser]:
         yield opened
 
 
+@pytest.mark.timeout(240)
 def test_the_page_follows_a_run_through_a_crash_to_its_end(
     make_cluster: Make, browser: Browser, tmp_path: Path
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from tests.cluster import Cluster
 
@@ -12,6 +14,7 @@ SEARCH = 'planner = "structures"\nmoments = "travel"'
 MORE = '[structures]\ngates = "partial"\nsplits = 2\ncandidates = 4\nkeep = 2'
 
 
+@pytest.mark.timeout(240)
 def test_a_search_ends_with_the_same_bytes_though_nodes_and_coordinator_die(
     make_cluster: Callable[..., Cluster],
 ) -> None:

@@ -128,6 +128,7 @@ def test_an_assignment_in_an_encoding_of_the_future_names_it(tmp_path: Path) -> 
     with_node(tmp_path, test)
 
 
+@pytest.mark.timeout(240)
 def test_a_node_that_is_killed_in_an_int8_run_ends_with_the_same_bytes(
     make_cluster: Make,
 ) -> None:
