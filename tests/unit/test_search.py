@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -87,6 +88,11 @@ def config_of(
         training=TrainingConfig(batch_size=8, learning_rate=1e-2),
         handoff=HandoffConfig(enabled=False),
     )
+
+
+def test_a_first_rung_that_no_table_would_hold_is_refused() -> None:
+    with pytest.raises(ValidationError, match="less than or equal to 4096"):
+        config_of(candidates=4097)
 
 
 # ---- decisions ----------------------------------------------------------------------------------

@@ -28,8 +28,10 @@ class StructuresConfig(Section):
     """Which gates are searched over: residual branches, sums within layers (`splits`), or both."""
     splits: Annotated[int, Field(ge=2)] = 2
     """Slices into which partial-sum gates split a layer's inputs: one gate fewer for each layer."""
-    candidates: Positive = 64
-    """Structures of the first rung: all of them where there are no more, else a random sample."""
+    candidates: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Structures of the first rung: all of them where there are no more, else a random sample. At
+    most 4096, for each is a file of weights on the coordinator and a line of every table; `evolve`
+    looks further, around the best."""
     eta: Annotated[float, Field(ge=1)] = 2.0
     """After each rung the best 1/eta of the structures go on; 1 keeps all to the end."""
     rung_rounds: Positive = 1
