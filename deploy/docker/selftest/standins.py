@@ -61,6 +61,7 @@ def _tree(root: Path, packages: list[str]) -> Path:
         shutil.rmtree(root, ignore_errors=True)
         command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}"]
         log = root.with_suffix(".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "wb") as handle:
             code = subprocess.call(
                 [*command, _SUITE, str(root), *_mirror()], stdout=handle, stderr=subprocess.STDOUT
