@@ -62,6 +62,9 @@ class Engine:
             self._log = None
         if Path("/run/netns", NAMESPACE).exists():
             subprocess.run(["ip", "netns", "del", NAMESPACE], check=True)
+        left = self.folder / "exec/netns/default"  # dockerd leaves its own network mounted there
+        while os.path.ismount(left):  # a file
+            subprocess.run(["umount", str(left)], check=True)
 
     def docker(self, *arguments: str, seconds: float = 600.0) -> str:
         """Run the docker client; returns what it prints. Raises RuntimeError."""
