@@ -57,7 +57,7 @@ class Peer(rpc.CoordinatorServiceServicer):
     """A coordinator by script: what it hears goes to ``heard``, what it says is put by tests."""
 
     def __init__(self, task: str = "node_task:task", **options: Any) -> None:
-        self.task, self.options = task, options
+        self.task, self.options, self.run = task, options, "test"
         self.heard: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self.say: asyncio.Queue[pb.ControlResponse | None] = asyncio.Queue()
         self.greeting: pb.ControlResponse | None = None  # instead of Welcome
@@ -95,7 +95,7 @@ class Peer(rpc.CoordinatorServiceServicer):
     def _welcome(self) -> pb.ControlResponse:
         return pb.ControlResponse(
             welcome=pb.Welcome(
-                run="test",
+                run=self.run,
                 task=self.task,
                 task_options=json.dumps(self.options),
                 heartbeat_seconds=0.1,
@@ -338,6 +338,32 @@ def test_a_refused_update_is_trained_anew_also_where_that_word_overtakes_the_ref
             second = await peer.hear("update")
             assert (first.round, second.round) == (0, 1)
             assert daemon.metric("train_seconds_count") == 4
+        await peer.stop()
+
+    run(scenario())
+
+
+def test_what_another_run_asked_for_is_not_offered_to_the_next_one(tmp_path: Path) -> None:
+    """Though both call it "r0-p0": a new run whose settings differ would refuse it, thrice."""
+
+    async def scenario() -> None:
+        peer = Peer()
+        await peer.start()
+        async with living(tmp_path, peer.port) as (daemon, _):
+            await peer.hear("ready")
+            peer.assign(assignment(num_samples=40_000))
+            await peer.hear("progress")
+            await peer.stop()
+            while daemon.metric("train_seconds_count") < 1:
+                await asyncio.sleep(0.02)
+            peer.run = "another"
+            await peer.start()
+            await peer.hear("ready")
+            peer.assign(assignment(num_samples=320))
+            peer.assign(assignment(num_samples=320))
+            assert (await peer.hear("update")).num_samples == 320
+            assert peer.offsets == [0]
+            assert daemon.metric("assignments_total", outcome="cancelled") == 1
         await peer.stop()
 
     run(scenario())

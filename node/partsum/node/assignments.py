@@ -75,8 +75,9 @@ class Assignments:
         self._id = self._key = ""  # of the assignment that is under way
         self._masking: Masking | None = None  # a restarted coordinator wants other masks on it
         self._samples_counted = 0  # of the assignment, by the metric
-        self._delivering = False
-        self._given_again = False  # the assignment under way came once more
+        self._run = ""
+        self._delivering = ""  # the key whose update is on its way
+        self._given_again = False  # that assignment came once more
         self._supplies = Supplies(client, worker, state, blobs, self._insist)
         self.task: asyncio.Task[None] | None = None
         self._treasure()
@@ -86,13 +87,19 @@ class Assignments:
         """Whether one is under way."""
         return self.task is not None and not self.task.done()
 
+    def enter(self, run: str) -> None:
+        """The coordinator's run: nobody there waits for what another run's assignment gives."""
+        if self._run not in {"", run}:
+            self.cancel("", f"the coordinator's run is {run} now")
+        self._run = run
+
     def take(self, assignment: Assignment, profile: NodeProfile) -> asyncio.Task[None] | None:
         """Start on an assignment, in place of any other; None if it is under way already."""
         key = assignment_key(replace(assignment, masking=None), profile)
         self._masking = assignment.masking
         if self.busy and (self._id, self._key) == (assignment.id, key):
             log.info("assignment=%s is under way already; going on", assignment.id)
-            self._given_again = self._delivering
+            self._given_again = self._delivering == key
             if assignment.gang is not None:
                 self._meeting.say_again(assignment.gang.id)
             return None
@@ -116,9 +123,11 @@ class Assignments:
         """One assignment, from its blobs to its delivered update."""
         if before is not None:
             # The next assignment can overtake the answer to the last push; let that arrive.
-            await asyncio.wait({before}, timeout=_GRACE_SECONDS if self._delivering else 0)
-            before.cancel()
-            await asyncio.wait({before})
+            try:
+                await asyncio.wait({before}, timeout=_GRACE_SECONDS if self._delivering else 0)
+            finally:  # also where this one is left meanwhile: nothing else knows of that one
+                before.cancel()
+                await asyncio.wait({before})
         log.info("assignment=%s samples=%d", assignment.id, assignment.num_samples)
         outcome = "cancelled"
         try:
@@ -134,7 +143,7 @@ class Assignments:
                 blameless = isinstance(error, GangError)
                 self._say(control.failed(assignment.id, str(error), blameless))
         finally:
-            self._delivering = False
+            self._delivering = ""
             self._metrics.assignments.labels(outcome).inc()
             self._metrics.samples_per_second.set(0)
             self._metrics.state.state("idle")
@@ -144,9 +153,9 @@ class Assignments:
         while True:
             self._given_again = False
             update = self._finished(key) or await self._train(assignment, key)
-            self._delivering = True
+            self._delivering = key
             outcome = await self._deliver(await self._masked(update))
-            self._delivering = False
+            self._delivering = ""
             if outcome == "refused":
                 self._state.forget(key)  # it would be refused again
             if not self._given_again:  # that message overtook the answer to the push

@@ -186,6 +186,7 @@ class Node:
                     raise WireError("it said Welcome twice")
                 log.info("welcome run=%s task=%s", message.run, message.task.name)
                 self._metrics.connected.set(1)
+                self._assignments.enter(message.run)
                 self._beside(self._beat(message.heartbeat_seconds), "heartbeat")
                 self._beside(self._get_ready(message), "ready")
             case Assignment():
