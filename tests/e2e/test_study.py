@@ -48,6 +48,7 @@ def figures(path: Path) -> list[dict[str, str]]:
         ]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)  # three times all processes, on a machine that may be busy
 def test_a_study_that_is_killed_and_resumed_finds_what_a_calm_one_finds(make_cluster: Make) -> None:
     calm = make_cluster("calm", more=STUDY)

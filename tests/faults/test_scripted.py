@@ -111,7 +111,9 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         return stage.end()
 
 
-@pytest.mark.parametrize("hurt", [hurt_coordinator, hurt_node, hurt_worker])
+@pytest.mark.parametrize(
+    "hurt", [hurt_coordinator, hurt_node, pytest.param(hurt_worker, marks=pytest.mark.long)]
+)
 def test_killed_at_every_stage_of_a_round_a_run_ends_with_the_same_bytes(
     tmp_path: Path, calm: dict[str, bytes], hurt: Callable[[Stage], None]
 ) -> None:
