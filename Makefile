@@ -36,8 +36,7 @@ check: $(READY)
 
 # In the order of the files: those that take long come first, and no worker is left alone with one.
 test: check
-	$(BIN)/pytest --numprocesses $(or $(WORKERS),2) --dist loadfile \
-		--no-loadscope-reorder
+	$(BIN)/pytest --numprocesses $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder
 
 docs: $(READY)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -62,8 +62,9 @@ class Engine:
             self._log = None
         if Path("/run/netns", NAMESPACE).exists():
             subprocess.run(["ip", "netns", "del", NAMESPACE], check=True)
-        left = self.folder / "exec/netns/default"  # dockerd leaves its own network mounted there
-        while os.path.ismount(left):  # a file
+        # Each dockerd leaves its network mounted on a file; Path.is_mount knows folders only.
+        left = self.folder / "exec/netns/default"
+        while os.path.ismount(left):
             subprocess.run(["umount", str(left)], check=True)
 
     def docker(self, *arguments: str, seconds: float = 600.0) -> str:

@@ -75,7 +75,7 @@ class Assignments:
         self._id = self._key = ""  # of the assignment that is under way
         self._masking: Masking | None = None  # a restarted coordinator wants other masks on it
         self._samples_counted = 0  # of the assignment, by the metric
-        self._run = ""
+        self._run = ""  # that the coordinator last welcomed this node to
         self._delivering = ""  # the key whose update is on its way
         self._given_again = False  # that assignment came once more
         self._supplies = Supplies(client, worker, state, blobs, self._insist)
